@@ -1,0 +1,425 @@
+"""The pictures: arrays in, a matplotlib Figure out, and no global state.
+
+Every figure is a bare `matplotlib.figure.Figure`: pyplot, its registry and its backends are never
+touched, so figures may be drawn in any thread. A title states what the picture shows; blue is what
+winnow chose, grey what it is compared with, orange what deserves a look.
+"""
+
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+from math import isqrt
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure, SubFigure
+
+from schemas.errors import ShapeError
+
+CHOSEN = "#1f5fa8"
+CONTROL = "#8b95a1"
+ATTENTION = "#cc5a1e"
+INK = "#24292f"
+FAINT = "#e4e7eb"
+
+ARM_ORDER = ("chosen", "all", "random", "balanced")
+MAX_BARS = 8  # features shown for a row that is not a picture
+HERO_BYTES = 200_000
+
+Interval = tuple[float, float, float]  # mean, low, high
+
+
+def lds_per_query(per_query: np.ndarray, *, mean: Interval, ceiling: float | None) -> Figure:
+    """Draw each query's rank correlation, sorted, with the mean and the noise ceiling.
+
+    Args:
+        per_query: [q] correlation of predicted and observed outputs; NaN is left out.
+        mean: The mean over queries with its interval.
+        ceiling: What a perfect prediction of the expected output would reach, if known.
+    """
+    values = np.sort(_vector(per_query, "per_query"))
+    values = values[np.isfinite(values)]
+    figure, axes = _figure(7.0, 3.4)
+    positions = np.arange(values.size)
+    axes.vlines(positions, 0.0, values, color=CHOSEN, linewidth=_stem_width(values.size))
+    axes.axhspan(mean[1], mean[2], color=CHOSEN, alpha=0.15, linewidth=0)
+    axes.axhline(mean[0], color=CHOSEN, linewidth=1.2)
+    _note(axes, mean[2], f"mean {mean[0]:.2f} [{mean[1]:.2f}, {mean[2]:.2f}]", CHOSEN)
+    title = f"Scores rank retrained models at {mean[0]:.2f}"
+    if ceiling is not None and np.isfinite(ceiling):
+        axes.axhline(ceiling, color=ATTENTION, linewidth=1.2, linestyle=(0, (4, 3)))
+        _note(axes, ceiling, f"noise ceiling {ceiling:.2f}", ATTENTION)
+        title += f"; noise allows {ceiling:.2f}"
+    axes.axhline(0.0, color=INK, linewidth=0.8)
+    axes.set_xlim(-1.0, max(values.size, 1))
+    top = max(1e-3, *(abs(x) for x in (*values, mean[2], ceiling or 0.0) if np.isfinite(x)))
+    axes.set_ylim(min(0.0, *values, 0.0) - 0.05 * top, 1.15 * top)
+    axes.set_xticks([])
+    axes.set_xlabel(f"{values.size} queries, sorted")
+    axes.set_ylabel("LDS (Spearman)")
+    _title(axes, title)
+    return figure
+
+
+def predicted_against_observed(
+    predicted: np.ndarray,
+    observed: np.ndarray,
+    *,
+    output: str = "output",
+    groups: Sequence[str] | None = None,
+    arms: Mapping[str, tuple[float, float]] | None = None,
+) -> Figure:
+    """Draw retrained models: the surrogate's prediction against what retraining gave.
+
+    Args:
+        predicted: [m] predicted output, averaged over the queries or the holdout.
+        observed: [m] the same after retraining.
+        output: What was measured, for the axes.
+        groups: [m] a name for each model (its subset size, say); drawn in shades.
+        arms: (predicted, observed) of each verdict arm, in the same unit, drawn larger.
+    """
+    figure, axes = _figure(4.6, 4.4)
+    _scatter(axes, predicted, observed, groups=groups, arms=arms or {})
+    axes.set_xlabel(f"predicted mean {output}")
+    axes.set_ylabel(f"mean {output} after retraining")
+    _title(axes, _scatter_title(predicted, observed, groups))
+    return figure
+
+
+def arms(results: Mapping[str, Interval], *, measure: str = "accuracy") -> Figure:
+    """Draw the mean of each arm with its 95 % interval.
+
+    Args:
+        results: (mean, low, high) for each arm; 'chosen' is what the problem's solution keeps.
+        measure: The name of the axis; 'accuracy' is drawn in percent.
+    """
+    figure, axes = _figure(6.0, 0.9 + 0.5 * max(len(results), 1))
+    _arms(axes, results, measure)
+    _title(axes, _arms_title(results, measure))
+    return figure
+
+
+def gallery(
+    inputs: np.ndarray,
+    captions: Sequence[str],
+    *,
+    image_shape: tuple[int, ...] | None = None,
+    background: np.ndarray | None = None,
+    feature_names: Sequence[str] | None = None,
+    title: str = "The rows that hurt most",
+) -> Figure:
+    """Draw rows as pictures where they are pictures, and as their oddest features where not.
+
+    Args:
+        inputs: [n, ...] the rows, most harmful first.
+        captions: [n] text under each, such as its label and true label.
+        image_shape: (h, w) or (h, w, 3 or 4) or (1 or 3, h, w); found from a square size if absent.
+        background: [m, ...] rows to standardise features by; without it, `inputs` themselves.
+        feature_names: Names of the flattened features.
+        title: What the picture shows.
+
+    Raises:
+        ShapeError: There are not as many captions as rows, or the rows do not have `image_shape`.
+    """
+    inputs = np.asarray(inputs, dtype=np.float64)
+    if len(captions) != len(inputs):
+        raise ShapeError(f"{len(captions)} captions for {len(inputs)} rows; give one for each row")
+    shape = image_shape or image_shape_of(inputs.shape[1:])
+    columns = max(1, min(len(inputs), 8 if shape else 3))
+    rows = max(1, -(-len(inputs) // columns))
+    height = rows * (1.35 if shape else 1.9) + 0.5
+    figure = Figure(figsize=(columns * (1.1 if shape else 3.0), height), layout="constrained")
+    figure.suptitle(title, color=INK, fontsize=11, x=0.01, ha="left", fontweight="bold")
+    if len(inputs) == 0:
+        return figure
+    grid = figure.add_gridspec(rows, columns)
+    scores = None if shape else _standard_scores(inputs, background)
+    for index, caption in enumerate(captions):
+        axes = figure.add_subplot(grid[index // columns, index % columns])
+        if shape:
+            _picture(axes, inputs[index], shape)
+        else:
+            _bars(axes, scores[index], feature_names)  # type: ignore[index]
+        axes.set_title(_plain(caption), fontsize=8, color=INK, pad=3)
+    return figure
+
+
+def hero(
+    inputs: np.ndarray,
+    captions: Sequence[str],
+    results: Mapping[str, Interval],
+    predicted: np.ndarray,
+    observed: np.ndarray,
+    *,
+    image_shape: tuple[int, ...] | None = None,
+    output: str = "margin",
+    groups: Sequence[str] | None = None,
+    points: Mapping[str, tuple[float, float]] | None = None,
+    gallery_title: str = "The rows it would drop",
+) -> Figure:
+    """Draw the whole answer in one wide picture: the rows, the arms, predicted against observed.
+
+    Args:
+        inputs: [n, ...] dropped rows, most harmful first; at most 12 are shown.
+        captions: [n] text above each row.
+        results: Arms as in `arms`.
+        predicted: [m] as in `predicted_against_observed`.
+        observed: [m] likewise.
+        image_shape: As in `gallery`.
+        output: What was measured.
+        groups: [m] as in `predicted_against_observed`.
+        points: The arms of `predicted_against_observed`.
+        gallery_title: What the rows on the left are.
+    """
+    inputs = np.asarray(inputs, dtype=np.float64)[:12]
+    shape = image_shape or image_shape_of(inputs.shape[1:])
+    figure = Figure(figsize=(13.0, 3.7), layout="constrained")
+    # matplotlib types subfigures() as one SubFigure; for several columns it is an array of them.
+    panels: Any = figure.subfigures(1, 3, width_ratios=(1.1, 1.15, 1.0), wspace=0.03)
+    left, middle, right = panels
+    _hero_gallery(left, inputs, captions, shape, gallery_title)
+    axes = _dressed(middle.add_subplot())
+    _arms(axes, results, "accuracy")
+    _title(axes, _arms_title(results, "accuracy"), size=10)
+    axes = _dressed(right.add_subplot())
+    _scatter(axes, predicted, observed, groups=groups, arms=points or {})
+    axes.set_xlabel(f"predicted mean {output}")
+    axes.set_ylabel(f"mean {output} after retraining")
+    _title(axes, _scatter_title(predicted, observed, groups), size=10)
+    return figure
+
+
+def image_shape_of(shape: Sequence[int]) -> tuple[int, ...] | None:
+    """Guess how a row of this shape is a picture: [h, w], [c, h, w], or a flat square; else None.
+
+    A flat row must have at least 49 = 7 x 7 values: a table of 4 or 9 columns is not a picture.
+    """
+    shape = tuple(shape)
+    if len(shape) == 3 and (shape[0] in (1, 3) or shape[2] in (1, 3)):
+        return shape
+    if len(shape) == 2 and min(shape) >= 4 and max(shape) <= 4 * min(shape):
+        return shape
+    if len(shape) == 1:
+        side = isqrt(shape[0])
+        if side >= 7 and side * side == shape[0]:
+            return (side, side)
+    return None
+
+
+def png(figure: Figure, *, dpi: int = 150) -> bytes:
+    """Render to PNG without metadata, so that the same figure gives the same bytes."""
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, _dressed(figure.add_subplot())
+
+
+def _dressed(axes: Axes) -> Axes:
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color(CONTROL)
+    axes.tick_params(colors=INK, labelsize=8.5, length=3)
+    axes.xaxis.label.set(color=INK, fontsize=9)
+    axes.yaxis.label.set(color=INK, fontsize=9)
+    return axes
+
+
+def _title(axes: Axes, text: str, *, size: float = 11) -> None:
+    axes.set_title(
+        _plain(text), loc="left", fontsize=size, color=INK, fontweight="bold", wrap=False, pad=8
+    )
+
+
+def _plain(text: str) -> str:
+    """Keep matplotlib from reading a dollar sign in a label as mathematics."""
+    return text.replace("$", r"\$")
+
+
+def _note(axes: Axes, height: float, text: str, color: str) -> None:
+    axes.annotate(
+        text,
+        (0.01, height),
+        xycoords=("axes fraction", "data"),
+        xytext=(0, 2),
+        textcoords="offset points",
+        fontsize=8.5,
+        color=color,
+        va="bottom",
+    )
+
+
+def _stem_width(n: int) -> float:
+    return float(np.clip(260.0 / max(n, 1), 0.5, 6.0))
+
+
+def _arms(axes: Axes, results: Mapping[str, Interval], measure: str) -> None:
+    scale = 100.0 if measure == "accuracy" else 1.0
+    names = [name for name in ARM_ORDER if name in results]
+    names += [name for name in results if name not in names]
+    for row, name in enumerate(names):
+        mean, low, high = (scale * float(value) for value in results[name])
+        color = CHOSEN if name == "chosen" else CONTROL
+        axes.plot([low, high], [row, row], color=color, linewidth=3, solid_capstyle="butt")
+        axes.plot([mean], [row], "o", color=color, markersize=8, markeredgecolor="white")
+        axes.annotate(
+            f"{mean:.1f}" if measure == "accuracy" else f"{mean:.3g}",
+            (mean, row),
+            xytext=(0, 8),
+            textcoords="offset points",
+            ha="center",
+            fontsize=8.5,
+            color=color,
+            fontweight="bold" if name == "chosen" else "normal",
+        )
+    axes.set_yticks(range(len(names)), [_plain(name) for name in names])
+    axes.set_ylim(len(names) - 0.5, -0.7)
+    axes.margins(x=0.12)
+    axes.grid(axis="x", color=FAINT, linewidth=0.8)
+    axes.set_axisbelow(True)
+    label = "holdout accuracy, %" if measure == "accuracy" else measure
+    axes.set_xlabel(f"{label} (mean and 95 % interval)")
+
+
+def _arms_title(results: Mapping[str, Interval], measure: str) -> str:
+    if "chosen" not in results or len(results) < 2:
+        return f"{measure.capitalize()} of each arm"
+    chosen = results["chosen"]
+    beaten = [arm for arm in results if arm != "chosen" and chosen[1] > results[arm][2]]
+    if len(beaten) == len(results) - 1:
+        return "The chosen rows train a better model\nthan every control"
+    if beaten:
+        return f"The chosen rows beat {' and '.join(beaten)}"
+    return "The chosen rows are not clearly better"
+
+
+def _scatter(
+    axes: Axes,
+    predicted: np.ndarray,
+    observed: np.ndarray,
+    *,
+    groups: Sequence[str] | None,
+    arms: Mapping[str, tuple[float, float]],
+) -> None:
+    predicted, observed = _vector(predicted, "predicted"), _vector(observed, "observed")
+    if predicted.shape != observed.shape:
+        raise ShapeError(
+            f"{predicted.size} predicted and {observed.size} observed outputs; give pairs"
+        )
+    names = list(dict.fromkeys(groups)) if groups is not None else [""]
+    marks = np.asarray(groups if groups is not None else [""] * predicted.size)
+    for shade, name in zip(np.linspace(0.35, 0.85, len(names)), names, strict=True):
+        rows = marks == name
+        axes.scatter(
+            predicted[rows], observed[rows], s=16, color=CONTROL, alpha=shade, linewidths=0,
+            label=name or None,
+        )  # fmt: skip
+    for name, (x, y) in arms.items():
+        color = CHOSEN if name == "chosen" else INK
+        axes.scatter([x], [y], s=60, color=color, edgecolors="white", zorder=3)
+        axes.annotate(
+            _plain(name), (x, y), xytext=(6, -4), textcoords="offset points",
+            fontsize=8.5, color=color, va="top",
+        )  # fmt: skip
+    xs, ys = [x for x, _ in arms.values()], [y for _, y in arms.values()]
+    everything = np.concatenate([predicted, observed, xs, ys])
+    everything = everything[np.isfinite(everything)]
+    if everything.size:
+        low, high = float(everything.min()), float(everything.max())
+        pad = 0.06 * (high - low) or 0.5
+        axes.plot([low - pad, high + pad], [low - pad, high + pad], color=INK, linewidth=0.8)
+        axes.set_xlim(low - pad, high + pad)
+        axes.set_ylim(low - pad, high + pad)
+    axes.set_aspect("equal", adjustable="box")
+    if len(names) > 1:
+        axes.legend(frameon=False, fontsize=8, loc="upper left", handletextpad=0.1)
+
+
+def _scatter_title(
+    predicted: np.ndarray, observed: np.ndarray, groups: Sequence[str] | None
+) -> str:
+    """State the correlation within groups: between subset sizes it would flatter any method."""
+    x, y = np.asarray(predicted, float), np.asarray(observed, float)
+    marks = np.asarray(groups if groups is not None else [""] * x.size)
+    found = []
+    for name in dict.fromkeys(marks.tolist()):
+        rows = (marks == name) & np.isfinite(x) & np.isfinite(y)
+        if rows.sum() >= 3 and np.ptp(x[rows]) > 0 and np.ptp(y[rows]) > 0:
+            found.append((float(np.corrcoef(x[rows], y[rows])[0, 1]), int(rows.sum())))
+    if not found:
+        return "Predicted against observed"
+    r = sum(value * n for value, n in found) / sum(n for _, n in found)
+    within = " among subsets of one size" if len(found) > 1 else ""
+    return f"Predicted against retrained:\nr = {r:.2f}{within}"
+
+
+def _hero_gallery(
+    panel: SubFigure,
+    inputs: np.ndarray,
+    captions: Sequence[str],
+    shape: tuple[int, ...] | None,
+    title: str,
+) -> None:
+    columns = 4 if shape else 2
+    rows = max(1, -(-min(len(inputs), 12 if shape else 4) // columns))
+    panel.suptitle(title, color=INK, fontsize=10, x=0.02, ha="left", fontweight="bold")
+    grid = panel.add_gridspec(rows, columns)
+    scores = None if shape else _standard_scores(inputs, None)
+    for index in range(min(len(inputs), rows * columns)):
+        axes = panel.add_subplot(grid[index // columns, index % columns])
+        if shape:
+            _picture(axes, inputs[index], shape)
+        else:
+            _bars(axes, scores[index], None)  # type: ignore[index]
+        axes.set_title(_plain(captions[index]), fontsize=8, color=INK, pad=2)
+
+
+def _picture(axes: Axes, row: np.ndarray, shape: tuple[int, ...]) -> None:
+    if row.size != int(np.prod(shape)):
+        raise ShapeError(f"a row of {row.size} values is no picture of shape {shape}")
+    image = row.reshape(shape)
+    if image.ndim == 3 and image.shape[0] in (1, 3):
+        image = np.moveaxis(image, 0, -1)
+    if image.ndim == 3 and image.shape[-1] == 1:
+        image = image[..., 0]
+    if image.ndim == 3:
+        low, high = float(image.min()), float(image.max())
+        image = (image - low) / (high - low or 1.0)
+    options: dict[str, Any] = {} if image.ndim == 3 else {"cmap": "gray_r"}
+    axes.imshow(image, interpolation="nearest", **options)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_color(FAINT)
+
+
+def _bars(axes: Axes, scores: np.ndarray, names: Sequence[str] | None) -> None:
+    _dressed(axes)
+    top = np.argsort(-np.abs(scores), kind="stable")[:MAX_BARS][::-1]
+    colors = [ATTENTION if abs(value) > 2 else CONTROL for value in scores[top]]
+    axes.barh(np.arange(top.size), scores[top], color=colors, height=0.7)
+    labels = [_plain(names[i])[:14] if names is not None else f"x{i}" for i in top]
+    axes.set_yticks(np.arange(top.size), labels, fontsize=7)
+    axes.axvline(0.0, color=INK, linewidth=0.6)
+    axes.set_xlabel("standard deviations", fontsize=7)
+    axes.tick_params(labelsize=7)
+
+
+def _standard_scores(rows: np.ndarray, background: np.ndarray | None) -> np.ndarray:
+    flat = rows.reshape(len(rows), -1)
+    base = (
+        flat if background is None else np.asarray(background, float).reshape(len(background), -1)
+    )
+    spread = base.std(axis=0)
+    return (flat - base.mean(axis=0)) / np.where(spread > 0, spread, 1.0)
+
+
+def _vector(values: np.ndarray, name: str) -> np.ndarray:
+    values = np.asarray(values, dtype=np.float64)
+    if values.ndim != 1:
+        raise ShapeError(f"{name} has shape {values.shape}; give one number for each")
+    return values

@@ -1,0 +1,356 @@
+"""What one run found, as frozen records read from the published database.
+
+The records hold what the tables hold, joined and named for people; the one thing computed here is
+how well the harmful rows coincide with the labels known to be wrong (precision, recall, AUROC).
+Everything is optional that a spec may leave out: a problem, a verdict, true labels, accuracy.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import polars as pl
+
+from schemas.errors import NotFound
+
+FLIPS_SHOWN = 8
+
+
+class Source(Protocol):
+    """Anything that answers SQL with a frame: a published database."""
+
+    path: Path
+
+    def query(self, sql: str, parameters: dict[str, Any]) -> pl.DataFrame:
+        """Run one statement with named parameters."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """A mean with its 95 % interval; NaN bounds where none is known."""
+
+    mean: float
+    low: float
+    high: float
+
+    @property
+    def is_known(self) -> bool:
+        """Whether both bounds are finite."""
+        return math.isfinite(self.low) and math.isfinite(self.high)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One training row with its utility: the predicted effect of keeping it, > 0 is helpful."""
+
+    example_id: int
+    label: str | None
+    true_label: str | None
+    utility: float
+
+    @property
+    def is_flipped(self) -> bool | None:
+        """Whether the given label is known to be wrong; None where no true label is known."""
+        return None if self.true_label is None else self.label != self.true_label
+
+
+@dataclass(frozen=True, kw_only=True)
+class Detection:
+    """How the dropped rows coincide with the labels known to be wrong."""
+
+    flipped: int
+    dropped: int
+    found: int
+    pool: int
+    auroc: float | None
+
+    @property
+    def precision(self) -> float:
+        """The share of the dropped rows whose label is wrong."""
+        return self.found / self.dropped if self.dropped else math.nan
+
+    @property
+    def recall(self) -> float:
+        """The share of the wrong labels that are dropped."""
+        return self.found / self.flipped if self.flipped else math.nan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One arm of a verdict: a set of rows, retrained several times. Changes are against 'all'."""
+
+    verdict_id: str
+    name: str
+    n_rows: int
+    seeds: int
+    output: str
+    accuracy: Interval | None
+    value: Interval | None
+    predicted: Interval | None
+    observed: Interval | None
+    advantage: Interval | None
+    sentence: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """A problem, what was chosen for it, and what retraining said."""
+
+    solution_id: str
+    attribution_id: str | None
+    problem: str
+    kind: str
+    status: str
+    output: str
+    size: int
+    pool: int
+    gap: float | None
+    predicted: Interval | None
+    targets: str
+    sentence: str
+    dropped: int
+    worst: tuple[Row, ...]
+    detection: Detection | None
+    arms: tuple[Arm, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fidelity:
+    """How well scores rank retrained models (LDS); `alpha` is None for all sizes together."""
+
+    attribution_id: str
+    alpha: float | None
+    lds: Interval
+    ceiling: float | None
+    relative: float | None
+    null_sd: float | None
+    n_masks: int
+    n_seeds: int
+    n_queries: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """One attribution method of the run."""
+
+    attribution_id: str
+    name: str
+    method: str
+    output: str
+    damping: float | None
+    damping_from: str
+    device: str
+    seconds: float | None
+    n_query: int
+    worst: tuple[Row, ...]
+    fidelity: tuple[Fidelity, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """All that one run found."""
+
+    path: Path
+    run_id: str
+    dataset_id: str
+    spec_name: str
+    spec_digest: str
+    status: str
+    seed: int | None
+    device: str
+    code_version: str
+    seconds: float | None
+    n_train: int
+    n_test: int
+    n_flipped: int
+    methods: tuple[Method, ...]
+    answers: tuple[Answer, ...]
+    a_query: int | None
+
+
+@cache
+def statements() -> dict[str, str]:
+    """The named statements of ``schemas/sql/report.sql``."""
+    text = (files("schemas") / "sql" / "report.sql").read_text(encoding="utf-8")
+    parts = text.split("-- name: ")[1:]
+    return {name.strip(): body.strip() for name, _, body in (p.partition("\n") for p in parts)}
+
+
+def gather(source: Source, run_id: str | None = None) -> Findings:
+    """Read one run; the last committed one if none is named.
+
+    Raises:
+        NotFound: There is no such run, or no run at all.
+    """
+    run_id = run_id or _latest(source)
+    runs = _rows(source, "run", run=run_id)
+    if not runs:
+        raise NotFound(
+            f"{source.path} has no run {run_id!r}; `winnow sql 'FROM runs'` lists those it has"
+        )
+    run = runs[0]
+    dataset = run["dataset_id"]
+    counts = _rows(source, "example_counts", dataset=dataset)[0]
+    queries = _rows(source, "a_query", run=run_id)
+    return Findings(
+        path=Path(source.path),
+        run_id=run_id,
+        dataset_id=dataset,
+        spec_name=run["spec_name"],
+        spec_digest=run["spec_digest"],
+        status=run["status"] or "",
+        seed=run["seed"],
+        device=run["device"] or "",
+        code_version=run["code_version"] or "",
+        seconds=run["seconds"],
+        n_train=counts["n_train"],
+        n_test=counts["n_test"],
+        n_flipped=counts["n_flipped"],
+        methods=_methods(source, run_id, dataset),
+        answers=_answers(source, run_id, dataset),
+        a_query=queries[0]["query_id"] if queries else None,
+    )
+
+
+def detection(harm: np.ndarray, flipped: np.ndarray, dropped: np.ndarray) -> Detection | None:
+    """Compare what is dropped with what is known to be wrong; None if nothing is.
+
+    Args:
+        harm: [n] higher is more harmful.
+        flipped: [n] bool, labels known to be wrong.
+        dropped: [n] bool, rows that are not kept.
+    """
+    if not flipped.any():
+        return None
+    auroc = None
+    if not flipped.all() and np.isfinite(harm).all():
+        from attribution.evaluate import auroc as area  # the numerics stay out of `winnow --help`
+
+        auroc = float(area(harm, flipped))
+    return Detection(
+        flipped=int(flipped.sum()),
+        dropped=int(dropped.sum()),
+        found=int((flipped & dropped).sum()),
+        pool=flipped.size,
+        auroc=auroc,
+    )
+
+
+def _latest(source: Source) -> str:
+    rows = _rows(source, "latest_run")
+    if not rows:
+        raise NotFound(f"{source.path} holds no run yet; `winnow run SPEC` makes one")
+    return rows[0]["run_id"]
+
+
+def _methods(source: Source, run_id: str, dataset: str) -> tuple[Method, ...]:
+    fidelity: dict[str, list[Fidelity]] = {}
+    for row in _rows(source, "lds", run=run_id):
+        lds = _interval(row, "mean", "low", "high")
+        names = ("alpha", "ceiling", "relative", "null_sd", "n_masks", "n_seeds", "n_queries")
+        if lds is not None:
+            key = row["attribution_id"]
+            found = Fidelity(attribution_id=key, lds=lds, **{name: row[name] for name in names})
+            fidelity.setdefault(key, []).append(found)
+    return tuple(
+        Method(
+            attribution_id=row["attribution_id"],
+            name=row["name"],
+            method=row["method"],
+            output=row["output"],
+            damping=row["damping"],
+            damping_from=row["damping_from"] or "",
+            device=row["device"] or "",
+            seconds=row["seconds"],
+            n_query=row["n_query"] or 0,
+            worst=_worst(
+                _frame(source, "effects", dataset=dataset, attribution=row["attribution_id"])
+            ),
+            fidelity=tuple(fidelity.get(row["attribution_id"], ())),
+        )
+        for row in _rows(source, "attributions", run=run_id)
+    )
+
+
+def _answers(source: Source, run_id: str, dataset: str) -> tuple[Answer, ...]:
+    arms: dict[str, list[Arm]] = {}
+    for row in _rows(source, "verdicts", run=run_id):
+        arms.setdefault(row["solution_id"], []).append(_arm(row))
+    answers = []
+    for row in _rows(source, "solutions", run=run_id):
+        key = row["solution_id"]
+        rows = _frame(source, "solution_rows", dataset=dataset, solution=key)
+        chosen = rows["chosen"].fill_null(value=False).to_numpy().astype(bool)
+        wrong = (
+            rows["true_target"].is_not_null() & (rows["true_target"] != rows["target"])
+        ).fill_null(value=False)
+        utility = rows["utility"].cast(pl.Float64).fill_null(float("nan")).to_numpy()
+        answers.append(
+            Answer(
+                solution_id=key,
+                attribution_id=row["attribution_id"],
+                problem=row["problem"],
+                kind=row["kind"],
+                status=row["status"] or "",
+                output=row["output"] or "output",
+                size=row["size"] or 0,
+                pool=row["n_pool"] or rows.height,
+                gap=row["gap"],
+                predicted=_interval(row, "predicted_change", "predicted_low", "predicted_high"),
+                targets=row["targets"] or "",
+                sentence=row["sentence"] or "",
+                dropped=int((~chosen).sum()),
+                worst=_worst(rows.filter(~pl.Series(chosen, dtype=pl.Boolean))),
+                detection=detection(-utility, wrong.to_numpy().astype(bool), ~chosen),
+                arms=tuple(arms.get(key, ())),
+            )
+        )
+    return tuple(answers)
+
+
+def _arm(row: dict[str, Any]) -> Arm:
+    return Arm(
+        verdict_id=row["verdict_id"],
+        name=row["arm"],
+        n_rows=row["n_rows"] or 0,
+        seeds=row["seeds"] or 0,
+        output=row["output"] or "output",
+        accuracy=_interval(row, "accuracy", "accuracy_low", "accuracy_high"),
+        value=_interval(row, "value", "value_low", "value_high"),
+        predicted=_interval(row, "predicted_change", "predicted_low", "predicted_high"),
+        observed=_interval(row, "observed_change", "observed_low", "observed_high"),
+        advantage=_interval(row, "advantage", "advantage_low", "advantage_high"),
+        sentence=row["sentence"] or "",
+    )
+
+
+def _worst(rows: pl.DataFrame) -> tuple[Row, ...]:
+    """The rows of lowest utility; the statements already sort by it."""
+    return tuple(
+        Row(
+            example_id=row["example_id"],
+            label=row["target"],
+            true_label=row["true_target"],
+            utility=math.nan if row["utility"] is None else float(row["utility"]),
+        )
+        for row in rows.head(FLIPS_SHOWN).iter_rows(named=True)
+    )
+
+
+def _interval(row: dict[str, Any], mean: str, low: str, high: str) -> Interval | None:
+    if row[mean] is None or not math.isfinite(row[mean]):
+        return None
+    bounds = [math.nan if row[name] is None else float(row[name]) for name in (low, high)]
+    return Interval(mean=float(row[mean]), low=bounds[0], high=bounds[1])
+
+
+def _frame(source: Source, statement: str, **parameters: Any) -> pl.DataFrame:
+    return source.query(statements()[statement], parameters)
+
+
+def _rows(source: Source, statement: str, **parameters: Any) -> list[dict[str, Any]]:
+    return _frame(source, statement, **parameters).to_dicts()

@@ -1,0 +1,391 @@
+"""The report: what a person should know when a run has ended, on a terminal of 80 to 100 columns.
+
+Five parts, in the order of the questions people ask: which rows, do they help, was that predicted,
+how far to trust the scores, where to look next. It is readable without colour, leaves out what a
+spec left out, and computes no result: numbers and intervals come from the published tables. Text
+that came from data or from a spec is never read as markup.
+"""
+
+import json
+import math
+import shlex
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group, RenderableType
+from rich.markup import escape
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from tasks.findings import Answer, Arm, Fidelity, Findings, Interval, Method, Row, gather
+
+ROWS_SHOWN = 5
+WIDTH = 96
+LABEL_WIDTH = 24  # longer class names are cut
+ARM_ORDER = ("chosen", "all", "random", "balanced")
+
+
+def render_summary(published_path: Path, run_id: str | None = None) -> RenderableType:
+    """Read one run (by default the last) and lay it out for a terminal.
+
+    Raises:
+        NotFound: There is no published database, no such run, or no run at all.
+    """
+    return render(read_findings(published_path, run_id))
+
+
+def summary_json(published_path: Path, run_id: str | None = None) -> str:
+    """Give the facts of `render_summary` as JSON; unknown and non-finite numbers are null."""
+    findings = read_findings(published_path, run_id)
+    document = asdict(findings) | {"path": str(findings.path)}
+    for answer, record in zip(findings.answers, document["answers"], strict=True):
+        record["confirmed"] = is_confirmed(answer)
+        record["verdict"] = verdict_sentence(answer)
+        if answer.detection is not None:
+            record["detection"] |= {
+                "precision": answer.detection.precision,
+                "recall": answer.detection.recall,
+            }
+    return json.dumps(_finite(document), indent=2, ensure_ascii=False, allow_nan=False)
+
+
+def summary_text(findings: Findings, *, width: int = WIDTH) -> str:
+    """Render without colour, for files and for MLflow."""
+    console = Console(width=width, no_color=True, force_terminal=False, highlight=False)
+    with console.capture() as capture:
+        console.print(render(findings))
+    return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
+
+
+def read_findings(published_path: Path, run_id: str | None = None) -> Findings:
+    """Open the published database, read one run, and close it."""
+    from store.reader import Published  # DuckDB stays out of `winnow --help`
+
+    with Published(published_path) as published:
+        return gather(published, run_id)
+
+
+def render(findings: Findings) -> RenderableType:
+    """Lay findings out as a rich renderable."""
+    parts: list[RenderableType] = [_headline(findings)]
+    for answer in findings.answers:
+        parts += _choice(answer)
+        if answer.arms:
+            parts += _arms(answer)
+            parts += _changes(answer)
+    if not findings.answers:
+        for method in findings.methods:
+            parts += _suspects(method)
+    parts += _trust(findings.methods)
+    parts += _next_steps(findings)
+    return Group(*parts)
+
+
+def is_confirmed(answer: Answer) -> bool | None:
+    """Whether the chosen rows beat every control beyond the noise; None if that was not measured.
+
+    Confirmed means that each 95 % interval of (chosen - arm) lies above zero. One arm that is not
+    clearly beaten is enough for "not confirmed".
+    """
+    controls = [arm for arm in answer.arms if arm.name != "chosen"]
+    known = [arm.advantage for arm in controls if arm.advantage and arm.advantage.is_known]
+    if not known or len(known) < len(controls):
+        return None
+    return all(advantage.low > 0 for advantage in known)
+
+
+def verdict_sentence(answer: Answer) -> str:
+    """Say in one or two sentences whether retraining bore the answer out; empty without arms."""
+    chosen = _arm(answer, "chosen")
+    if chosen is None:
+        return ""
+    return _against_controls(answer) + _against_prediction(chosen)
+
+
+def _against_controls(answer: Answer) -> str:
+    confirmed = is_confirmed(answer)
+    controls = [arm for arm in answer.arms if arm.name != "chosen"]
+    if confirmed is None:
+        return "Not judged: some arm has no interval (it takes two or more seeds for one)."
+    if confirmed:
+        least = min(controls, key=lambda arm: arm.advantage.mean if arm.advantage else math.inf)
+        return (
+            f"Confirmed: models trained on the chosen rows beat every control; "
+            f"the closest is {least.name!r}, by {_advantage(least)}."
+        )
+    missed = [arm for arm in controls if arm.advantage is None or arm.advantage.low <= 0]
+    listed = ", ".join(f"{arm.name!r} ({_advantage(arm)})" for arm in missed)
+    return f"Not confirmed: the chosen rows do not clearly beat {listed}."
+
+
+def _against_prediction(chosen: Arm) -> str:
+    if chosen.predicted is None or chosen.observed is None:
+        return ""
+    what = f" The change of mean {chosen.output}"
+    if not chosen.predicted.is_known:
+        return what + " was predicted without an interval."
+    inside = chosen.predicted.low <= chosen.observed.mean <= chosen.predicted.high
+    side = "above" if chosen.observed.mean > chosen.predicted.high else "below"
+    fell = "inside" if inside else side
+    return f"{what} fell {fell} its predicted interval."
+
+
+def _headline(findings: Findings) -> RenderableType:
+    parts = [f"{findings.n_train:,} training rows, {findings.n_test:,} test rows"]
+    if findings.n_flipped:
+        parts.append(f"{findings.n_flipped:,} labels known to be wrong")
+    if findings.seed is not None:
+        parts.append(f"seed {findings.seed}")
+    if findings.device:
+        parts.append(findings.device)
+    if findings.seconds is not None:
+        parts.append(_duration(findings.seconds))
+    name = Text(findings.spec_name, style="bold")
+    status = "" if findings.status in ("", "done", "committed", "ok") else f" ({findings.status})"
+    return Text.assemble(name, f"  run {findings.run_id}{status}\n", "; ".join(parts))
+
+
+def _choice(answer: Answer) -> list[RenderableType]:
+    pool, dropped = answer.pool, answer.dropped
+    said = f"{answer.problem} keeps {pool - dropped:,} of {pool:,} rows and drops {dropped:,}."
+    lines = [said]
+    if answer.sentence:
+        lines.append(answer.sentence)
+    found = answer.detection
+    if found is not None:
+        lines.append(
+            f"Of the {found.flipped:,} wrong labels, {found.found:,} are among the dropped rows: "
+            f"recall {found.recall:.0%}, precision {found.precision:.0%} (chance "
+            f"{found.flipped / max(found.pool, 1):.0%})"
+            + (f"; AUROC of the ranking {found.auroc:.3f}." if found.auroc is not None else ".")
+        )
+    parts = _section("Which rows it would drop", lines)
+    if answer.worst:
+        parts.append(_row_table(answer.worst, f"effect on mean {answer.output}"))
+    return parts
+
+
+def _suspects(method: Method) -> list[RenderableType]:
+    if not method.worst:
+        return []
+    heading = f"Most harmful rows by {method.name}"
+    return [
+        *_section(heading, ["No problem was asked; these rows lower the queries' outputs most."]),
+        _row_table(method.worst, f"mean score ({method.output})"),
+    ]
+
+
+def _row_table(rows: Iterable[Row], effect: str) -> RenderableType:
+    rows = list(rows)[:ROWS_SHOWN]
+    with_truth = any(row.true_label is not None for row in rows)
+    table = _table()
+    table.add_column("row", justify="right")
+    table.add_column("label")
+    if with_truth:
+        table.add_column("true label")
+    table.add_column(escape(effect), justify="right")
+    for row in rows:
+        cells = [str(row.example_id), _cell(row.label)]
+        if with_truth:
+            cells.append(_cell(row.true_label) + ("  wrong" if row.is_flipped else ""))
+        table.add_row(*_texts(*cells, _signed(row.utility)))
+    return _indented(table)
+
+
+def _arms(answer: Answer) -> list[RenderableType]:
+    arms = _ordered(answer.arms)
+    with_accuracy = any(arm.accuracy for arm in arms)
+    table = _table()
+    table.add_column("arm")
+    table.add_column("rows", justify="right")
+    if with_accuracy:
+        table.add_column("accuracy, %", justify="right")
+    table.add_column(escape(f"mean {arms[0].output}"), justify="right")
+    table.add_column("chosen − arm" + (", pts" if with_accuracy else ""), justify="right")
+    for arm in arms:
+        cells = [_cell(arm.name), f"{arm.n_rows:,}"]
+        if with_accuracy:
+            cells.append(_percent(arm.accuracy))
+        advantage = "" if arm.name == "chosen" else _advantage(arm, unit="")
+        cells += [_plain_interval(arm.value), advantage]
+        table.add_row(*_texts(*cells), style=_style(arm))
+    seeds = sorted({arm.seeds for arm in arms})
+    counted = " to ".join(str(n) for n in dict.fromkeys((seeds[0], seeds[-1])))
+    line = f"Each arm was trained {counted} times; mean [95 % interval] on rows kept for judging."
+    return [*_section("What retraining says", [line]), _indented(table)]
+
+
+def _changes(answer: Answer) -> list[RenderableType]:
+    arms = [arm for arm in _ordered(answer.arms) if arm.predicted and arm.observed]
+    arms = [arm for arm in arms if arm.name != "all"]
+    if not arms:
+        return _section("Verdict", [verdict_sentence(answer)])
+    table = _table()
+    table.add_column("arm")
+    table.add_column("predicted", justify="right")
+    table.add_column("observed", justify="right")
+    for arm in arms:
+        cells = (_cell(arm.name), _signed_interval(arm.predicted), _signed_interval(arm.observed))
+        table.add_row(*_texts(*cells), style=_style(arm))
+    heading = f"Predicted and observed change of mean {arms[0].output}, against training on all"
+    return [*_section(heading, []), _indented(table), _indented(Text(verdict_sentence(answer)))]
+
+
+def _trust(methods: Iterable[Method]) -> list[RenderableType]:
+    lines = []
+    for method in methods:
+        lines += [_fidelity(method, found) for found in method.fidelity]
+        if method.damping is not None:
+            origin = f", {_origin(method.damping_from)}" if method.damping_from else ""
+            lines.append(f"{method.name}: damping {method.damping:.3g}{origin}.")
+    return _section("How far to trust the scores", lines) if lines else []
+
+
+def _fidelity(method: Method, found: Fidelity) -> str:
+    where = "" if found.alpha is None else f" at {found.alpha:.0%} of the rows"
+    line = f"{method.name} ({method.output}){where}: LDS {_plain_interval(found.lds)}"
+    if found.ceiling is not None and math.isfinite(found.ceiling):
+        line += f"; noise allows {found.ceiling:.3g}"
+        if found.relative is not None and math.isfinite(found.relative):
+            line += f", so {found.relative:.0%} of what can be reached"
+    if found.null_sd is not None and math.isfinite(found.null_sd):
+        line += f"; scores without information vary by ±{found.null_sd:.2g}"
+    return (
+        f"{line}. Measured on {found.n_masks} subsets × {found.n_seeds} seeds, "
+        f"{found.n_queries} queries."
+    )
+
+
+def _next_steps(findings: Findings) -> list[RenderableType]:
+    commands = []
+    if findings.a_query is not None:
+        statement = f"FROM top_influences(query := {findings.a_query})"
+        commands.append((f"winnow sql {shlex.quote(statement)}", "what taught the model this"))
+    commands.append(
+        (f"winnow sql {shlex.quote('FROM harmful_examples()')}", "more rows to look at")
+    )
+    commands.append(("winnow ui", "the runs in MLflow"))
+    grid = Table.grid(padding=(0, 3))
+    for command, why in commands:
+        grid.add_row(Text(command, no_wrap=True), Text(why, style="dim"))
+    where = Text(f"{findings.path}", overflow="fold")
+    label = Text("Any DuckDB client may open, read-only:")
+    return [
+        *_section("Where to look next", []),
+        _indented(grid),
+        _indented(label),
+        _indented(where),
+    ]
+
+
+def _section(heading: str, lines: Iterable[str]) -> list[RenderableType]:
+    title = Text("\n" + heading.upper(), style="bold")
+    return [title, *(_indented(Text(line)) for line in lines if line)]
+
+
+def _indented(what: RenderableType) -> RenderableType:
+    return Padding(what, (0, 0, 0, 2))
+
+
+def _table() -> Table:
+    return Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="")
+
+
+def _ordered(arms: Iterable[Arm]) -> list[Arm]:
+    rank = {name: index for index, name in enumerate(ARM_ORDER)}
+    return sorted(arms, key=lambda arm: (rank.get(arm.name, len(rank)), arm.name))
+
+
+def _arm(answer: Answer, name: str) -> Arm | None:
+    return next((arm for arm in answer.arms if arm.name == name), None)
+
+
+def _style(arm: Arm) -> str:
+    return "bold" if arm.name == "chosen" else ""
+
+
+def _cell(text: str | None) -> str:
+    """Make text from data harmless: one line, no control characters, no markup, not too long."""
+    if text is None:
+        return "–"
+    plain = "".join(mark if mark.isprintable() else " " for mark in text)
+    return plain if len(plain) <= LABEL_WIDTH else plain[: LABEL_WIDTH - 1] + "…"
+
+
+def _texts(*cells: str) -> list[Text]:
+    """Wrap cells so that rich never reads them as markup."""
+    return [Text(cell) for cell in cells]
+
+
+def _percent(interval: Interval | None) -> str:
+    if interval is None:
+        return "–"
+    text = f"{100 * interval.mean:.1f}"
+    return text + _bounds(interval, 100.0, ".1f")
+
+
+def _advantage(arm: Arm, unit: str = " points") -> str:
+    """Write (chosen - arm): percentage points of accuracy, or the output's own unit without it."""
+    if arm.accuracy is None:
+        return _signed_interval(arm.advantage)
+    return _signed_interval(arm.advantage, 100.0) + unit
+
+
+def _plain_interval(interval: Interval | None) -> str:
+    if interval is None:
+        return "–"
+    form = f".{_decimals(interval)}f"
+    return f"{interval.mean:{form}}" + _bounds(interval, 1.0, form)
+
+
+def _signed_interval(interval: Interval | None, scale: float = 1.0) -> str:
+    if interval is None:
+        return "–"
+    form = "+.1f" if scale != 1.0 else f"+.{_decimals(interval)}f"
+    return f"{scale * interval.mean:{form}}" + _bounds(interval, scale, form)
+
+
+def _decimals(interval: Interval) -> int:
+    """Show two significant digits of the half width, and no more than it supports."""
+    half = (interval.high - interval.low) / 2 if interval.is_known else 0.0
+    return 3 if half <= 0 else min(max(1 - math.floor(math.log10(half)), 0), 6)
+
+
+def _bounds(interval: Interval, scale: float, form: str) -> str:
+    if not interval.is_known:
+        return ""
+    return f" [{scale * interval.low:{form}}, {scale * interval.high:{form}}]"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.4f}" if math.isfinite(value) else "–"
+
+
+def _origin(damping_from: str) -> str:
+    return (
+        f"chosen from {damping_from}"
+        if damping_from not in ("spec", "given")
+        else "as the spec says"
+    )
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s"
+
+
+def _finite(value: Any) -> Any:
+    """Replace NaN and infinities by None: JSON has neither."""
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
