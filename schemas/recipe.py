@@ -1,0 +1,289 @@
+"""What is trained, and on what: the tables ``[data]``, ``[model]``, ``[train]`` and ``[bank]``.
+
+A section knows its own keys, ranges and impossible combinations; what concerns two sections at
+once is checked by `schemas.spec.CurationSpec`. Relative paths stay as they were written: only
+`schemas.spec.LoadedSpec` knows the folder that they are relative to.
+"""
+
+import re
+from collections.abc import Iterator
+from typing import Annotated, Literal, NamedTuple, Self
+
+from pydantic import AfterValidator, Field, JsonValue, field_validator, model_validator
+
+from schemas.frozen import Frozen, distinct, nearest, refusal, refuse
+
+Task = Literal["classification", "regression"]
+
+SKLEARN_TASKS: dict[str, Task] = {
+    "breast_cancer": "classification",
+    "diabetes": "regression",
+    "digits": "classification",
+    "wine": "classification",
+}
+FILE_SCHEMES = ("csv", "parquet", "jsonl")
+SOURCE_SCHEMES = ("sklearn", *FILE_SCHEMES, "python")
+BUILT_IN_MODELS = ("linear", "mlp")
+ACTIVATIONS = ("relu", "gelu", "silu", "tanh")
+CHECKPOINT_SUFFIXES = (".safetensors", ".pt")
+
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Reference(NamedTuple):
+    """A function in a user's file: ``python:FILE.py:FUNCTION``."""
+
+    file: str
+    function: str
+
+
+def python_reference(text: str) -> Reference | None:
+    """Read ``python:FILE.py:FUNCTION``; None when `text` is spelled otherwise."""
+    match = re.fullmatch(r"python:(.+\.py):([A-Za-z_]\w*)", text)
+    return Reference(match[1], match[2]) if match else None
+
+
+# --- [data] ---------------------------------------------------------------------------------------
+
+
+class CorruptSpec(Frozen):
+    """``data.corrupt``: damage done on purpose, for experiments; the truth is kept beside it."""
+
+    labels: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the training labels that is replaced by another class."""
+
+
+class DataSpec(Frozen):
+    """``[data]``: where the rows come from."""
+
+    source: Annotated[str, Field(examples=["sklearn:digits", "csv:rows.csv"])]
+    """sklearn:NAME, csv:PATH, parquet:PATH, jsonl:PATH or python:FILE.py:FUNCTION."""
+    target: str | None = None
+    """Column to predict; needed for csv, parquet and jsonl."""
+    id: str | None = None
+    """Column that names a row; without one, the row number does."""
+    split: str | None = None
+    """Column that holds 'train' or 'test'; without one, `test_fraction` decides."""
+    metadata: Annotated[tuple[str, ...], AfterValidator(distinct)] = ()
+    """Columns that are kept for SQL and reports, and never shown to the model."""
+    test_fraction: Fraction = 0.2
+    """Share of the rows that is held out, drawn by the content of each row."""
+    corrupt: CorruptSpec = CorruptSpec()
+    """Label noise for experiments."""
+    task: Literal["auto", "classification", "regression"] = "auto"
+    """What is predicted; 'auto' decides by the target column."""
+
+    @property
+    def scheme(self) -> str:
+        """The word before the first colon of `source`."""
+        return self.source.partition(":")[0]
+
+    @property
+    def location(self) -> str:
+        """What follows the first colon of `source`."""
+        return self.source.partition(":")[2]
+
+    @property
+    def known_task(self) -> Task | None:
+        """The task where the spec alone tells it, else None (the rows decide)."""
+        if self.task != "auto":
+            return self.task
+        return SKLEARN_TASKS.get(self.location) if self.scheme == "sklearn" else None
+
+    @field_validator("source")
+    @classmethod
+    def _source_is_known(cls, source: str) -> str:
+        scheme, colon, location = source.partition(":")
+        if scheme not in SOURCE_SCHEMES:
+            raise refusal(f"unknown kind of source '{scheme}'{nearest(scheme, SOURCE_SCHEMES)}")
+        if not colon or not location:
+            raise refusal(f"found '{source}'; say what to read, as in '{scheme}:{_AFTER[scheme]}'")
+        if scheme == "sklearn" and location not in SKLEARN_TASKS:
+            raise refusal(f"no sklearn data set '{location}'{nearest(location, SKLEARN_TASKS)}")
+        if scheme == "python" and python_reference(source) is None:
+            raise refusal(f"found '{source}'; write 'python:FILE.py:FUNCTION'")
+        return source
+
+    @model_validator(mode="after")
+    def _columns_fit_the_source(self) -> Self:
+        refuse(self._column_problems())
+        return self
+
+    def _column_problems(self) -> Iterator[tuple[tuple[str, ...], str]]:
+        if self.scheme in FILE_SCHEMES and not self.target:
+            yield ("target",), f"missing; name the column of {self.source} to predict"
+        if self.scheme == "sklearn":
+            for key in ("id", "split", "metadata"):
+                if getattr(self, key):
+                    yield (key,), f"{self.source} has no columns to choose from; leave it out"
+        elif self.split and self.test_fraction != type(self).model_fields["test_fraction"].default:
+            yield ("test_fraction",), f"the column '{self.split}' splits already; leave one out"
+        roles = {"id": self.id, "split": self.split, "target": self.target}
+        for key in ("id", "split"):
+            others = [
+                role for role, column in roles.items() if role != key and column == roles[key]
+            ]
+            if roles[key] and others:
+                yield (key,), f"column '{roles[key]}' is {others[-1]} already; name another"
+        if self.target and self.target in self.metadata:
+            yield ("metadata",), f"'{self.target}' is the target already; leave it out"
+        if self.corrupt.labels > 0 and self.known_task == "regression":
+            yield ("corrupt", "labels"), "a regression has no labels to flip; leave it out"
+
+
+_AFTER = {"sklearn": "digits", "python": "recipe.py:dataset"} | {
+    scheme: f"rows.{scheme}" for scheme in FILE_SCHEMES
+}
+
+
+# --- [model], [train] -----------------------------------------------------------------------------
+
+
+class ModelSpec(Frozen):
+    """``[model]``: what is trained."""
+
+    build: Annotated[str, Field(examples=["linear", "mlp"])]
+    """linear, mlp, or python:FILE.py:FUNCTION that returns a torch module."""
+    options: dict[str, JsonValue] = Field(default_factory=dict)
+    """Keyword arguments of the builder; the mlp takes hidden = [128, 64] and activation."""
+    checkpoints: Annotated[tuple[str, ...], AfterValidator(distinct)] = ()
+    """One's own weights (.safetensors, or .pt read as weights only), instead of training."""
+
+    @property
+    def reference(self) -> Reference | None:
+        """The user's function, or None for a built-in model."""
+        return python_reference(self.build)
+
+    @field_validator("build")
+    @classmethod
+    def _builder_is_known(cls, build: str) -> str:
+        if build in BUILT_IN_MODELS or python_reference(build):
+            return build
+        if build.startswith("python:"):
+            raise refusal(f"found '{build}'; write 'python:FILE.py:FUNCTION'")
+        hint = nearest(build, BUILT_IN_MODELS).rstrip("?")
+        raise refusal(f"unknown model '{build}'{hint}, or write 'python:FILE.py:FUNCTION'")
+
+    @model_validator(mode="after")
+    def _options_fit_the_builder(self) -> Self:
+        refuse(self._option_problems())
+        return self
+
+    def _option_problems(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
+        for place, file in enumerate(self.checkpoints):
+            if not file.endswith(CHECKPOINT_SUFFIXES):
+                yield ("checkpoints", place), f"found '{file}'; weights are .safetensors or .pt"
+        if self.build not in BUILT_IN_MODELS:
+            return
+        known = {"linear": (), "mlp": ("activation", "hidden")}[self.build]
+        for key in self.options.keys() - set(known):
+            hint = nearest(key, known) or "; leave it out"
+            yield ("options", key), f"the {self.build} model has no such option{hint}"
+        hidden = self.options.get("hidden", []) if self.build == "mlp" else []
+        if not (isinstance(hidden, list) and all(type(w) is int and w > 0 for w in hidden)):
+            yield ("options", "hidden"), "write a list of layer widths, as in [128, 64]"
+        activation = self.options.get("activation", "relu") if self.build == "mlp" else "relu"
+        if activation not in ACTIVATIONS:
+            hint = nearest(str(activation), ACTIVATIONS)
+            yield ("options", "activation"), f"unknown activation '{activation}'{hint}"
+
+
+class TrainSpec(Frozen):
+    """``[train]``: how a model is trained; every retraining follows the same recipe."""
+
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """Stochastic gradient descent, or AdamW."""
+    lr: Annotated[float, Field(gt=0)] = 0.05
+    """Peak learning rate."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Momentum of sgd."""
+    nesterov: bool = False
+    """Nesterov's form of the momentum."""
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-3
+    """L2 penalty of sgd (added to the gradient), decoupled decay of adamw."""
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (
+        0.9,
+        0.999,
+    )
+    """Decay of the two moments of adamw."""
+    schedule: Literal["constant", "cosine", "linear", "step"] = "constant"
+    """How the learning rate falls after the warm-up."""
+    warmup: Annotated[float, Field(ge=0)] = 0.0
+    """Epochs over which the learning rate climbs to its peak."""
+    epochs: Annotated[int, Field(gt=0)] = 30
+    """Passes over the (subset of the) training rows."""
+    batch_size: Annotated[int, Field(gt=0)] = 50
+    """Rows in a step."""
+    seeds: Annotated[int, Field(gt=0)] = 5
+    """Independently seeded checkpoints, over which attributions are averaged."""
+
+    @model_validator(mode="after")
+    def _optimizer_has_these_knobs(self) -> Self:
+        refuse(self._knob_problems())
+        return self
+
+    def _knob_problems(self) -> Iterator[tuple[tuple[str, ...], str]]:
+        default = {key: field.default for key, field in type(self).model_fields.items()}
+        # Compared with the default, not with "was it given": a spec that was written out in full
+        # and read again must still be the same spec.
+        foreign = ("momentum", "nesterov") if self.optimizer == "adamw" else ("betas",)
+        for key in foreign:
+            if getattr(self, key) != default[key]:
+                yield (key,), f"{self.optimizer} has no {key}; leave it out"
+        if self.optimizer == "sgd" and self.nesterov and self.momentum == 0:
+            yield ("nesterov",), "there is no momentum to correct; set momentum above 0"
+        if self.warmup >= self.epochs:
+            yield ("warmup",), f"{self.warmup:g} epochs of {self.epochs}; write fewer than epochs"
+
+
+# --- [bank] ---------------------------------------------------------------------------------------
+
+
+class BankSpec(Frozen):
+    """``[bank]``: retrainings on subsets, against which every prediction is measured."""
+
+    models: Annotated[int, Field(gt=0)] = 120
+    """Retrainings in all: sizes x subsets x seeds."""
+    alpha: Annotated[tuple[Fraction, ...], Field(min_length=1), AfterValidator(distinct)] = (
+        0.5,
+        0.9,
+    )
+    """Subset sizes as shares of the training rows; absolute effects need several."""
+    seeds: Annotated[int, Field(gt=0)] = 2
+    """Retrainings of each subset; two or more give the noise ceiling."""
+    calibrate: Fraction = 0.5
+    """Share of the subsets that tunes and calibrates; the others only evaluate."""
+
+    @property
+    def subsets(self) -> int:
+        """Distinct subsets of each size."""
+        return self.models // (self.seeds * len(self.alpha))
+
+    @model_validator(mode="after")
+    def _models_divide(self) -> Self:
+        refuse(self._division_problems())
+        return self
+
+    def _division_problems(self) -> Iterator[tuple[tuple[str, ...], str]]:
+        group = self.seeds * len(self.alpha)
+        if self.models % group:
+            below, above = self.models // group * group, -(-self.models // group) * group
+            advice = f"{below} or {above}" if below else f"{above}"
+            sizes = len(self.alpha)
+            found = f"{self.models} is not divisible by {sizes} sizes x {self.seeds} seeds"
+            yield ("models",), f"{found}; write {advice}"
+            return
+        share = round(self.subsets * self.calibrate)
+        if min(share, self.subsets - share) < 2:
+            found = (
+                f"{self.models} models are {self.subsets} subsets of each size, "
+                f"{share} to calibrate and {self.subsets - share} to evaluate"
+            )
+            yield ("models",), f"{found}; write at least {self._enough() * group}"
+
+    def _enough(self) -> int:
+        """Fewest subsets of each size that leave two on both sides of `calibrate`."""
+        count = 4
+        while not 2 <= round(count * self.calibrate) <= count - 2:
+            count += 1
+        return count

@@ -1,0 +1,320 @@
+"""The spec of a curation: one TOML file that names data, recipe, methods, problems and verdict.
+
+`load_spec` reads it and reports everything that is wrong with it at once. A spec that loads has
+no unknown key, no value out of range, and no name that leads nowhere; whether files exist and
+rows fit is found where they are read.
+
+    python -m schemas.spec        writes schemas/curation.schema.json, which editors understand
+"""
+
+import json
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
+
+from schemas.complaints import complaints
+from schemas.errors import SpecError
+from schemas.frozen import IDENTIFIER, Frozen, Name, nearest, refusal, refuse
+from schemas.questions import (
+    OUTPUTS_OF_TASK,
+    AttributionSpec,
+    Output,
+    ProblemSpec,
+    ProjectionSpec,
+    Quota,
+    SelectSpec,
+    TrakSpec,
+    VerdictSpec,
+)
+from schemas.recipe import (
+    FILE_SCHEMES,
+    BankSpec,
+    CorruptSpec,
+    DataSpec,
+    ModelSpec,
+    Reference,
+    Task,
+    TrainSpec,
+    python_reference,
+)
+from schemas.settings import ComputeSpec, StoreSpec, TrackingSpec
+
+SCHEMA_PATH = Path(__file__).with_name("curation.schema.json")
+
+DEFAULT_SETS = {
+    # Halves of the test rows by the first digit of the hash of their content: new rows move no
+    # old one, and two copies of an input never stand on both sides.
+    "queries": "SELECT example_id FROM examples WHERE split = 'test' AND content_hash < '8' "
+    "ORDER BY example_id",
+    "holdout": "SELECT example_id FROM examples WHERE split = 'test' AND content_hash >= '8' "
+    "ORDER BY example_id",
+}
+
+Problems = Iterator[tuple[tuple[str | int, ...], str]]
+SetName = Annotated[str, Field(pattern=IDENTIFIER, max_length=80)]
+
+
+def _is_query(sql: str) -> str:
+    first = sql.split(maxsplit=1)[0].upper() if sql.strip() else ""
+    if first not in ("SELECT", "FROM", "WITH"):
+        raise refusal("no query; write SQL as in SELECT example_id FROM examples WHERE ...")
+    return sql
+
+
+def _with_default_sets(sets: Any) -> Any:
+    # Only when both are absent: a default beside one's own could hold the same rows.
+    if isinstance(sets, dict) and not sets.keys() & DEFAULT_SETS.keys():
+        return {**DEFAULT_SETS, **sets}
+    return sets
+
+
+class CurationSpec(Frozen):
+    """One TOML file: what is asked of which data, and how the answer is checked."""
+
+    name: Annotated[Name, Field(examples=["digits"])]
+    """What runs are called in tables, reports and MLflow."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Key of all randomness; the same seed gives the same numbers."""
+    data: DataSpec
+    """Where the rows come from."""
+    sets: Annotated[
+        dict[SetName, Annotated[str, AfterValidator(_is_query)]],
+        BeforeValidator(_with_default_sets),
+    ] = Field(default_factory=dict)
+    """Sets of examples as SQL over `examples`; 'queries' and 'holdout' halve the test rows."""
+    model: ModelSpec
+    """What is trained."""
+    train: TrainSpec = TrainSpec()
+    """How it is trained."""
+    bank: BankSpec = BankSpec()
+    """Retrainings on subsets, against which every prediction is measured."""
+    attribution: Annotated[tuple[AttributionSpec, ...], Field(min_length=1)]
+    """How scores are computed."""
+    problem: tuple[ProblemSpec, ...] = ()
+    """What is decided from the scores."""
+    verdict: VerdictSpec = VerdictSpec()
+    """How a decision is checked by retraining."""
+    store: StoreSpec = StoreSpec()
+    """What the ledger keeps."""
+    compute: ComputeSpec = ComputeSpec()
+    """Where it runs."""
+    tracking: TrackingSpec = TrackingSpec()
+    """Where MLflow is."""
+
+    def attribution_named(self, name: str) -> AttributionSpec:
+        """The attribution that a problem's `uses` names."""
+        return next(a for a in self.attribution if a.name == name)
+
+    # Each check sees the sections above its own that are valid, so that one bad section hides no
+    # problem of another.
+
+    @field_validator("attribution")
+    @classmethod
+    def _attributions_fit(
+        cls, attributions: tuple[AttributionSpec, ...], info: ValidationInfo
+    ) -> tuple[AttributionSpec, ...]:
+        refuse(_attribution_problems(attributions, info.data))
+        return attributions
+
+    @field_validator("problem")
+    @classmethod
+    def _problems_fit(
+        cls, problems: tuple[ProblemSpec, ...], info: ValidationInfo
+    ) -> tuple[ProblemSpec, ...]:
+        refuse(_problem_problems(problems, info.data))
+        return problems
+
+    @field_validator("verdict")
+    @classmethod
+    def _verdict_fits(cls, verdict: VerdictSpec, info: ValidationInfo) -> VerdictSpec:
+        refuse(_verdict_problems(verdict, info.data))
+        return verdict
+
+
+def _attribution_problems(attributions: tuple[AttributionSpec, ...], above: Any) -> Problems:
+    yield from _repeated_names(attributions)
+    task = above["data"].known_task if "data" in above else None
+    weights = above["model"].checkpoints if "model" in above else ()
+    for place, attribution in enumerate(attributions):
+        if task and attribution.output not in ("auto", *OUTPUTS_OF_TASK[task]):
+            hint = nearest(attribution.output, OUTPUTS_OF_TASK[task])
+            yield (place, "output"), f"a {task} has no '{attribution.output}'{hint}"
+        if weights and attribution.checkpoints == "early":
+            advice = "write 'full', or leave out model.checkpoints"
+            yield (place, "checkpoints"), f"weights of one's own have no early epochs; {advice}"
+
+
+def _problem_problems(problems: tuple[ProblemSpec, ...], above: Any) -> Problems:
+    yield from _repeated_names(problems)
+    task = above["data"].known_task if "data" in above else None
+    for place, problem in enumerate(problems):
+        if "attribution" in above:
+            names = [attribution.name for attribution in above["attribution"]]
+            if problem.uses not in names:
+                hint = nearest(problem.uses, names)
+                yield (place, "uses"), f"there is no attribution '{problem.uses}'{hint}"
+        yield from _unknown_set((place, "targets"), problem.targets, above)
+        if problem.quotas and task == "regression":
+            yield (place, "quotas"), "a regression has no classes; leave quotas out"
+
+
+def _verdict_problems(verdict: VerdictSpec, above: Any) -> Problems:
+    yield from _unknown_set(("judge_on",), verdict.judge_on, above)
+    task = above["data"].known_task if "data" in above else None
+    if task == "regression" and "balanced" in verdict.arms:
+        yield ("arms",), "a regression has no classes to balance; leave 'balanced' out"
+    sets = above.get("sets", {})
+    for problem in above.get("problem", ()):
+        judged, aimed = verdict.judge_on, problem.targets
+        if judged == aimed or (sets.get(judged) and sets.get(judged) == sets.get(aimed)):
+            advice = "judge on a set that the solver never saw"
+            yield ("judge_on",), f"problem '{problem.name}' is solved for '{aimed}'; {advice}"
+
+
+def _repeated_names(entries: tuple[AttributionSpec, ...] | tuple[ProblemSpec, ...]) -> Problems:
+    names = [entry.name for entry in entries]
+    for place, name in enumerate(names):
+        if name in names[:place]:
+            yield (place, "name"), f"'{name}' is the name of another one; give each its own"
+
+
+def _unknown_set(place: tuple[str | int, ...], name: str, above: Any) -> Problems:
+    if "sets" in above and name not in above["sets"]:
+        yield place, f"there is no set '{name}'{nearest(name, above['sets'])}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoadedSpec:
+    """A spec and the file that it came from.
+
+    Attributes:
+        spec: What the file says.
+        path: The file, absolute.
+        text: The file's text, comments and all.
+        digest: Sixteen hex characters that name the values, whatever the text looks like.
+    """
+
+    spec: CurationSpec
+    path: Path
+    text: str
+    digest: str
+
+    def resolve(self, text: str) -> Path:
+        """A path as the spec spells it, relative to the folder of the spec."""
+        return (self.path.parent / Path(text).expanduser()).resolve()
+
+    @property
+    def source_path(self) -> Path | None:
+        """The data's file, or the Python file that makes the data; None for sklearn's."""
+        data = self.spec.data
+        if reference := python_reference(data.source):
+            return self.resolve(reference.file)
+        return self.resolve(data.location) if data.scheme in FILE_SCHEMES else None
+
+    @property
+    def model_path(self) -> Path | None:
+        """The user's file that builds the model; None for a built-in one."""
+        reference = self.spec.model.reference
+        return self.resolve(reference.file) if reference else None
+
+    @property
+    def checkpoint_paths(self) -> tuple[Path, ...]:
+        """One's own weights, in the order of the spec."""
+        return tuple(self.resolve(file) for file in self.spec.model.checkpoints)
+
+
+def load_spec(path: Path | str) -> LoadedSpec:
+    """Read a spec, and check all that can be checked without reading data.
+
+    Args:
+        path: A TOML file.
+
+    Raises:
+        SpecError: If the file cannot be read, is no TOML, or says something impossible; holds a
+            line for every problem.
+    """
+    path = Path(path)
+    try:
+        text = path.read_bytes().decode("utf-8")
+        data = tomllib.loads(text)
+    except FileNotFoundError:
+        raise SpecError(str(path), ["there is no such file; check the path"]) from None
+    except OSError as error:
+        raise SpecError(str(path), [f"cannot be read: {error.strerror}"]) from None
+    except UnicodeDecodeError as error:
+        problem = f"byte {error.start} is not UTF-8; save the file as UTF-8"
+        raise SpecError(str(path), [problem]) from None
+    except tomllib.TOMLDecodeError as error:
+        raise SpecError(str(path), [f"not TOML: {error}"]) from None
+    spec = parse_spec(data, source=str(path))
+    return LoadedSpec(spec=spec, path=path.resolve(), text=text, digest=spec.digest())
+
+
+def parse_spec(data: dict[str, Any], *, source: str = "spec") -> CurationSpec:
+    """Check a spec that is already a table (what TOML or JSON gave).
+
+    Args:
+        data: Keys and values, as TOML has them.
+        source: What to call it in an error.
+
+    Raises:
+        SpecError: Holds a line for every problem.
+    """
+    try:
+        # As JSON, because pydantic's strict mode takes a JSON list for a tuple but no Python list;
+        # strict, so that "5" is no number. A TOML date becomes text, and fails where text fails.
+        return CurationSpec.model_validate_json(json.dumps(data, default=str), strict=True)
+    except ValidationError as error:
+        raise SpecError(source, complaints(error, CurationSpec, data)) from None
+
+
+def schema_text() -> str:
+    """The JSON Schema of a spec, as it is checked in."""
+    schema = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **CurationSpec.model_json_schema(),
+        "title": "winnow curation spec",
+    }
+    return json.dumps(schema, indent=2) + "\n"
+
+
+__all__ = [
+    "AttributionSpec",
+    "BankSpec",
+    "ComputeSpec",
+    "CorruptSpec",
+    "CurationSpec",
+    "DataSpec",
+    "LoadedSpec",
+    "ModelSpec",
+    "Output",
+    "ProblemSpec",
+    "ProjectionSpec",
+    "Quota",
+    "Reference",
+    "SelectSpec",
+    "StoreSpec",
+    "Task",
+    "TrackingSpec",
+    "TrainSpec",
+    "TrakSpec",
+    "VerdictSpec",
+    "load_spec",
+    "parse_spec",
+    "python_reference",
+    "schema_text",
+]
+
+if __name__ == "__main__":
+    SCHEMA_PATH.write_text(schema_text(), encoding="utf-8")
