@@ -294,7 +294,7 @@ def alpha_rows(bank: Bank) -> Iterator[tuple[float, npt.NDArray[np.intp]]]:
     else:
         shares = masks.mean(axis=1)
         distinct = shares[mask_groups(masks)[1]]
-        if np.unique(distinct, return_counts=True)[1].min(initial=0) < FEWEST_MASKS:
+        if np.unique(distinct, return_counts=True)[1].min() < FEWEST_MASKS:
             shares = np.full(len(masks), shares.mean())
     for alpha in np.unique(shares):
         yield float(alpha), np.flatnonzero(shares == alpha)
