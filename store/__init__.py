@@ -1,0 +1,1 @@
+"""What winnow remembers: sealed artifacts, the ledger, and the snapshot that people read."""
