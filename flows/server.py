@@ -325,7 +325,7 @@ def _pointed_at(api_url: str, *, home: Path | None, debug: bool) -> Iterator[Non
                 # Prefect read its settings at import; the environment alone would come too late.
                 from prefect import settings
 
-                updates = {settings.PREFECT_API_URL: api_url}
+                updates: dict[settings.Setting, object] = {settings.PREFECT_API_URL: api_url}
                 if home is not None:
                     updates[settings.PREFECT_HOME] = home
                 stack.enter_context(settings.temporary_settings(updates=updates))

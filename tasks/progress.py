@@ -3,9 +3,13 @@
 Tasks call ``advance``. While ``recording`` is active the state is also kept in a JSON file that is
 replaced in one step, so that `winnow status` in another process reads it at any time and never
 needs the ledger. Nothing here knows Prefect, and no result depends on it.
+
+A recorded run holds a lock beside the file: a workspace has one run at a time, and a reader can
+tell a run that goes on from one that was killed, whatever became of its pid.
 """
 
 import contextlib
+import fcntl
 import json
 import os
 import threading
@@ -15,6 +19,8 @@ from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
+
+from schemas.errors import LedgerHeld
 
 Listener = Callable[["StageProgress"], None]
 
@@ -95,22 +101,44 @@ def recording(path: Path, label: str = "") -> Iterator[None]:
     Args:
         path: The progress file (``Workspace.progress``).
         label: What is being run, for people: the name of the spec.
+
+    Raises:
+        LedgerHeld: Another run of the workspace goes on; the message names its pid.
     """
     global _recorder
-    recorder = _Recorder(path, label)
-    with _lock:
-        before, _recorder = _recorder, recorder
-        _stages.clear()
-        recorder.write(())
-    outcome = Outcome.FAILED
-    try:
-        yield
-        outcome = Outcome.DONE
-    finally:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _lock_file(path).open("ab") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            refuse_second_run(path)
+            raise LedgerHeld(
+                f"{path.parent} is in use by another run; wait until it ends"
+            ) from None
+        recorder = _Recorder(path, label)
         with _lock:
-            _recorder = before
-            recorder.outcome = outcome
-            recorder.write(tuple(_stages.values()))
+            before, _recorder = _recorder, recorder
+            _stages.clear()
+            recorder.write(())
+        outcome = Outcome.FAILED
+        try:
+            yield
+            outcome = Outcome.DONE
+        finally:
+            with _lock:
+                _recorder = before
+                recorder.outcome = outcome
+                recorder.write(tuple(_stages.values()))
+
+
+def refuse_second_run(path: Path) -> None:
+    """Raise LedgerHeld while another process records its run in this progress file."""
+    progress = read_progress(path)
+    if progress is not None and progress.outcome is Outcome.RUNNING:
+        raise LedgerHeld(
+            f"process {progress.pid} runs '{progress.label}' in {path.parent}; "
+            "wait until it ends (`winnow status`), or stop that process"
+        )
 
 
 def read_progress(path: Path) -> RunProgress | None:
@@ -124,7 +152,7 @@ def read_progress(path: Path) -> RunProgress | None:
         progress = RunProgress(**fields | {"outcome": Outcome(fields["outcome"]), "stages": stages})
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    if progress.outcome is Outcome.RUNNING and not _alive(progress.pid):
+    if progress.outcome is Outcome.RUNNING and not _held(_lock_file(path)):
         return replace(progress, outcome=Outcome.STOPPED)
     return progress
 
@@ -162,11 +190,17 @@ class _Recorder:
             draft.replace(self.path)
 
 
-def _alive(pid: int) -> bool:
+def _lock_file(path: Path) -> Path:
+    return path.with_name(path.name + ".lock")
+
+
+def _held(lock_path: Path) -> bool:
+    """Tell whether a living process holds the lock; the kernel drops it with its process."""
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
+        with lock_path.open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
         return True
-    return True
+    except OSError:
+        return False
+    return False

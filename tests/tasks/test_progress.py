@@ -1,6 +1,7 @@
 """Progress: what another process reads, and what listeners hear."""
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -8,7 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from tasks.progress import Outcome, StageProgress, advance, listening, read_progress, recording
+from schemas.errors import LedgerHeld
+from tasks.progress import (
+    Outcome,
+    StageProgress,
+    advance,
+    listening,
+    read_progress,
+    recording,
+    refuse_second_run,
+)
 
 
 def test_another_process_reads_how_far_each_stage_is(tmp_path: Path) -> None:
@@ -88,7 +98,13 @@ def test_listeners_hear_every_advance_from_any_thread_until_they_leave() -> None
     assert sorted(state.done for state in heard) == list(range(8))
 
 
-def test_an_unwritable_progress_file_does_not_fail_the_run(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with recording(tmp_path / "file" / "progress.json"):
-        advance("train", 1, 1)
+def test_a_workspace_has_one_run_at_a_time(tmp_path: Path) -> None:
+    path = tmp_path / "progress.json"
+    with recording(path, "digits"):
+        for second in (lambda: refuse_second_run(path), recording(path, "other").__enter__):
+            with pytest.raises(LedgerHeld, match=f"process {os.getpid()} runs 'digits'"):
+                second()
+        advance("train", 1, 2)
+    refuse_second_run(path)
+    with recording(path, "other"):
+        pass
