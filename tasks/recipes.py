@@ -17,29 +17,10 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from schemas.errors import RecipeError
+from schemas.recipe import python_reference
 
 if TYPE_CHECKING:
     from torch import nn
-
-PREFIX = "python:"
-
-
-def split_reference(reference: str, folder: Path) -> tuple[Path, str]:
-    """Split ``python:recipe.py:function`` into the file and the function's name.
-
-    Args:
-        reference: The text from the spec; the ``python:`` in front may be missing.
-        folder: What a relative path is relative to, the spec file's folder.
-
-    Raises:
-        RecipeError: There is no file or no function in the text.
-    """
-    path, colon, name = reference.removeprefix(PREFIX).rpartition(":")
-    if not colon or not path or not name.isidentifier():
-        raise RecipeError(
-            f"{reference!r} does not name a function in a file; write python:recipe.py:function"
-        )
-    return folder / path, name
 
 
 def recipe_digest(path: Path) -> str:
@@ -74,7 +55,7 @@ def load_function(path: Path, name: str) -> Callable[..., Any]:
         raise RecipeError(
             f"{name!r} in {path} is of type {type(function).__name__}; make it a function"
         )
-    return function  # type: ignore[no-any-return]
+    return function
 
 
 def call(function: Callable[..., Any], path: Path, options: Mapping[str, Any]) -> Any:
@@ -107,7 +88,7 @@ def build_user_model(
     input_shape: Sequence[int],
     n_outputs: int,
     *,
-    folder: Path = Path(),
+    path: Path | None = None,
 ) -> "nn.Module":
     """Build the spec's model and pass one row of zeros through it.
 
@@ -119,21 +100,22 @@ def build_user_model(
         options: The spec's ``model.options``.
         input_shape: Shape of one example.
         n_outputs: Number of classes; 1 for regression.
-        folder: What the recipe's path is relative to.
+        path: The recipe's file, as ``LoadedSpec.model_path`` has it.
 
     Raises:
         RecipeError: The recipe fails, returns no ``nn.Module``, or its output for one row has
             another shape than [1, n_outputs].
     """
     shape = tuple(int(size) for size in input_shape)
-    if not build.startswith(PREFIX):
+    reference = python_reference(build)
+    if reference is None:
         from attribution.models import build as build_builtin
 
         return build_builtin(build, shape, n_outputs, **options)
 
     from torch import nn
 
-    path, name = split_reference(build, folder)
+    path, name = path or Path(reference.file), reference.function
     function = load_function(path, name)
     given = {"input_shape": shape, "n_outputs": n_outputs}
     taken = {key: given[key] for key in given if key not in options and _takes(function, key)}

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from schemas.errors import RecipeError
-from tasks.recipes import build_user_model, load_function, recipe_digest, split_reference
+from tasks.recipes import build_user_model, load_function, recipe_digest
 
 
 def write(folder: Path, text: str, name: str = "recipe.py") -> Path:
@@ -104,16 +104,11 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         recipe_digest(tmp_path / "gone.py")
 
 
-def test_references_are_split_at_the_last_colon(tmp_path: Path) -> None:
-    assert split_reference("python:a/b.py:f", tmp_path) == (tmp_path / "a/b.py", "f")
-    for bad in ("python:b.py", "python::f", "python:b.py:", "python:b.py:f g"):
-        with pytest.raises(RecipeError, match=r"write python:recipe\.py:function"):
-            split_reference(bad, tmp_path)
-
-
 def test_a_recipe_model_gets_the_options_and_the_shapes(tmp_path: Path) -> None:
     write(tmp_path, MODEL)
-    model = build_user_model("python:recipe.py:build_model", {"width": 6}, [5], 3, folder=tmp_path)
+    model = build_user_model(
+        "python:recipe.py:build_model", {"width": 6}, [5], 3, path=tmp_path / "recipe.py"
+    )
     assert isinstance(model, nn.Sequential)
     assert model.training
     assert model(torch.zeros(2, 5)).shape == (2, 3)
@@ -136,5 +131,5 @@ def test_a_recipe_model_is_held_to_its_shapes(
 ) -> None:
     write(tmp_path, MODEL)
     with pytest.raises(RecipeError, match=message) as caught:
-        build_user_model(f"python:recipe.py:{name}", options, (3,), 3, folder=tmp_path)
+        build_user_model(f"python:recipe.py:{name}", options, (3,), 3, path=tmp_path / "recipe.py")
     assert "\n" not in str(caught.value)
