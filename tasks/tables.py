@@ -20,6 +20,8 @@ from schemas.errors import DataError
 from schemas.frozen import nearest
 from tasks.sources import Columns, Rows, to_float32
 
+MISSING_MARKERS = ("", "nan", "na", "n/a", "null", "none", "?", "-")
+
 
 def read_table(kind: str, path: Path, columns: Columns) -> Rows:
     """Read one file.
@@ -234,10 +236,26 @@ def _targets(column: pl.Series) -> NDArray[Any]:
     if column.dtype.is_numeric():
         return column.cast(pl.Float64).to_numpy()
     if column.dtype in (pl.String, pl.Categorical, pl.Enum):
+        _refuse_markers(column.cast(pl.String))
         return np.asarray(column.cast(pl.String).to_list(), dtype=str)
     raise DataError(
         f"target column {column.name!r} is of type {column.dtype}; give numbers, text or booleans"
     )
+
+
+def _refuse_markers(column: pl.Series) -> None:
+    """Refuse "n/a" among numbers: as a class of its own it would turn a regression into classes.
+
+    Among other words it may be a class ("none" is a plausible one).
+    """
+    marked = column.str.strip_chars().str.to_lowercase().is_in(MISSING_MARKERS)
+    rest = column.filter(~marked)
+    if marked.any() and rest.len() and rest.cast(pl.Float64, strict=False).null_count() == 0:
+        row = int(marked.arg_true()[0])
+        raise DataError(
+            f"row {row + 1} has {column[row]!r} in target column {column.name!r}, where other "
+            "rows have numbers; fill it in or remove the row"
+        )
 
 
 def _metadata(frame: pl.DataFrame, names: tuple[str, ...]) -> tuple[dict[str, Any], ...] | None:
