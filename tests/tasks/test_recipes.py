@@ -133,3 +133,8 @@ def test_a_recipe_model_is_held_to_its_shapes(
     with pytest.raises(RecipeError, match=message) as caught:
         build_user_model(f"python:recipe.py:{name}", options, (3,), 3, path=tmp_path / "recipe.py")
     assert "\n" not in str(caught.value)
+
+
+def test_a_built_in_model_comes_by_its_name() -> None:
+    model = build_user_model("mlp", {"hidden": [8]}, (2, 3), 4)
+    assert model(torch.zeros(5, 2, 3)).shape == (5, 4)
