@@ -6,27 +6,44 @@ Everything is optional that a spec may leave out: a problem, a verdict, true lab
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import polars as pl
 
 from schemas.errors import NotFound
+from store.connect import frame, open_published
 
 FLIPS_SHOWN = 8
 
 
-class Source(Protocol):
-    """Anything that answers SQL with a frame: a published database."""
+@dataclass(frozen=True)
+class Source:
+    """An open published database."""
 
     path: Path
+    connection: Any
 
     def query(self, sql: str, parameters: dict[str, Any]) -> pl.DataFrame:
         """Run one statement with named parameters."""
+        return frame(self.connection, sql, parameters)
+
+
+@contextmanager
+def open_source(path: Path) -> Iterator[Source]:
+    """Open the published database read-only for the length of the block.
+
+    Raises:
+        NotFound: Nothing has been published.
+    """
+    with closing(open_published(path)) as connection:
+        yield Source(path, connection)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -354,3 +371,8 @@ def _frame(source: Source, statement: str, **parameters: Any) -> pl.DataFrame:
 
 def _rows(source: Source, statement: str, **parameters: Any) -> list[dict[str, Any]]:
     return _frame(source, statement, **parameters).to_dicts()
+
+
+def preview(source: Source, dataset_id: str, split: str) -> pl.DataFrame:
+    """Read up to 1,000 rows of a split (example_id, split, target), in order of their ids."""
+    return _frame(source, "preview", dataset=dataset_id, split=split)

@@ -21,7 +21,17 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from tasks.findings import Answer, Arm, Fidelity, Findings, Interval, Method, Row, gather
+from tasks.findings import (
+    Answer,
+    Arm,
+    Fidelity,
+    Findings,
+    Interval,
+    Method,
+    Row,
+    gather,
+    open_source,
+)
 
 ROWS_SHOWN = 5
 WIDTH = 96
@@ -63,10 +73,8 @@ def summary_text(findings: Findings, *, width: int = WIDTH) -> str:
 
 def read_findings(published_path: Path, run_id: str | None = None) -> Findings:
     """Open the published database, read one run, and close it."""
-    from store.reader import Published  # DuckDB stays out of `winnow --help`
-
-    with Published(published_path) as published:
-        return gather(published, run_id)
+    with open_source(published_path) as source:
+        return gather(source, run_id)
 
 
 def render(findings: Findings) -> RenderableType:

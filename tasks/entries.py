@@ -1,0 +1,211 @@
+"""What a run looks like in MLflow: names, tags, params and declared metrics, as plain records.
+
+A parent run says what was asked and answered, one child each attribution method, one child each
+verdict arm. Nothing here speaks to MLflow; `tasks.tracking` does.
+"""
+
+import hashlib
+import json
+import math
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from schemas.errors import RequestError
+from schemas.metrics import metric
+from tasks.findings import Answer, Arm, Findings, Interval, Method
+from tasks.report import is_confirmed, verdict_sentence
+
+NOTE_TAG = "mlflow.note.content"  # shown as the run's description
+SOURCE_TAG = "mlflow.source.name"
+PARAM_LENGTH = 6000  # MLflow refuses longer values
+NOT_ALLOWED = re.compile(r"[^\w.\- :/]")  # in the name of a param
+
+Metrics = list[tuple[str, float | None, int]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One MLflow run to be: its name, tags, params and declared metrics (name -> (value, step))."""
+
+    name: str
+    tags: Mapping[str, str]
+    params: Mapping[str, str] = field(default_factory=dict)
+    metrics: tuple[tuple[str, float, int], ...] = ()
+
+
+def entries(findings: Findings, spec_text: str) -> tuple[Entry, tuple[Entry, ...]]:
+    """Describe the parent run and its children: attribution methods, then verdict arms."""
+    shared = {
+        "winnow.run_id": findings.run_id,
+        "winnow.spec": findings.spec_digest,
+        "winnow.dataset": findings.dataset_id,
+        "winnow.code_version": findings.code_version,
+        SOURCE_TAG: "winnow",
+    }
+    children = [_method_entry(method, shared) for method in findings.methods]
+    note: list[str] = []
+    metrics: Metrics = []
+    for answer in findings.answers:
+        joined = shared | {
+            "winnow.solution_id": answer.solution_id,
+            "winnow.attribution_id": answer.attribution_id or "",
+            "winnow.problem": answer.problem,
+        }
+        children += [_arm_entry(answer.problem, arm, joined) for arm in answer.arms]
+        note.append(f"**{answer.problem}**: {answer.sentence} {verdict_sentence(answer)}".strip())
+    if findings.answers:
+        metrics += _answer_metrics(findings.answers[0])
+    if findings.methods:
+        metrics += _fidelity_metrics(findings.methods[0])
+    if findings.seconds is not None:
+        metrics.append(("run.seconds", findings.seconds, 0))
+    tags = shared | {NOTE_TAG: "\n\n".join(note), "winnow.kind": "run"}
+    if len(findings.answers) == 1 and findings.answers[0].arms:
+        confirmed = is_confirmed(findings.answers[0])
+        tags["winnow.verdict"] = {True: "confirmed", False: "not confirmed", None: "not judged"}[
+            confirmed
+        ]
+    parent = Entry(
+        name=findings.spec_name, tags=tags, params=flatten(spec_text), metrics=_known(metrics)
+    )
+    return parent, tuple(children)
+
+
+def flatten(spec_text: str) -> dict[str, str]:
+    """Flatten a TOML spec into params: dotted keys, tables of an array by their name or number.
+
+    Raises:
+        RequestError: The text is not TOML.
+    """
+    try:
+        document = tomllib.loads(spec_text)
+    except tomllib.TOMLDecodeError as error:
+        raise RequestError(f"the spec is not TOML ({error}); give the text that was run") from error
+    params: dict[str, str] = {}
+
+    def visit(key: str, value: Any) -> None:
+        if isinstance(value, dict):
+            for name, item in value.items():
+                visit(f"{key}.{name}" if key else name, item)
+        elif isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+            for number, item in enumerate(value):
+                visit(f"{key}.{item.get('name', number)}", item)
+        else:
+            text = value if isinstance(value, str) else json.dumps(value, default=str)
+            params[NOT_ALLOWED.sub("_", key)[:250]] = text[:PARAM_LENGTH]
+
+    visit("", document)
+    return params
+
+
+def refuse_undeclared(entries: Iterable[Entry]) -> None:
+    """Raise if a metric has no declared direction, unit and meaning.
+
+    Raises:
+        NotFound: The first name that schemas/metrics.toml does not declare.
+    """
+    for entry in entries:
+        for name, _, _ in entry.metrics:
+            metric(name)
+
+
+def _method_entry(method: Method, shared: Mapping[str, str]) -> Entry:
+    metrics = _fidelity_metrics(method)
+    metrics += [("damping", method.damping, 0), ("run.seconds", method.seconds, 0)]
+    params = {
+        "method": method.method,
+        "output": method.output,
+        "damping_from": method.damping_from,
+        "device": method.device,
+        "n_query": str(method.n_query),
+    }
+    tags = {"winnow.attribution_id": method.attribution_id, "winnow.kind": "attribution"}
+    return Entry(
+        name=f"attribution: {method.name}",
+        tags={**shared, **tags},
+        params=params,
+        metrics=_known(metrics),
+    )
+
+
+def _arm_entry(problem: str, arm: Arm, shared: Mapping[str, str]) -> Entry:
+    metrics = _interval("accuracy", arm.accuracy) + _interval("value", arm.value)
+    metrics += _interval("change.predicted", arm.predicted)
+    metrics += _interval("change.observed", arm.observed)
+    metrics += _interval("advantage", arm.advantage)
+    params = {
+        "arm": arm.name,
+        "rows": str(arm.n_rows),
+        "seeds": str(arm.seeds),
+        "output": arm.output,
+    }
+    return Entry(
+        name=f"{problem}: {arm.name}",
+        tags={**shared, "winnow.verdict_id": arm.verdict_id, "winnow.kind": "arm"},
+        params=params,
+        metrics=_known(metrics),
+    )
+
+
+def _answer_metrics(answer: Answer) -> Metrics:
+    metrics: Metrics = [("solution.gap", answer.gap, 0)]
+    if answer.detection is not None:
+        found = answer.detection
+        metrics += [
+            ("detection.auroc", found.auroc, 0),
+            ("detection.precision", found.precision, 0),
+            ("detection.recall", found.recall, 0),
+        ]
+    for arm in answer.arms:
+        if arm.name == "chosen":
+            metrics += _interval("accuracy", arm.accuracy)
+            metrics += _interval("change.predicted", arm.predicted)
+            metrics += _interval("change.observed", arm.observed)
+        elif arm.name == "all":
+            metrics += _interval("advantage", arm.advantage)
+    return metrics
+
+
+def _fidelity_metrics(method: Method) -> Metrics:
+    """Give the LDS of each subset size at a step of its percentage; all sizes together at 100."""
+    metrics: Metrics = []
+    for found in method.fidelity:
+        step = 100 if found.alpha is None else round(100 * found.alpha)
+        metrics += _interval("lds", found.lds, step)
+        metrics += [
+            ("lds.ceiling", found.ceiling, step),
+            ("lds.relative", found.relative, step),
+            ("lds.null_sd", found.null_sd, step),
+        ]
+    return metrics
+
+
+def _interval(name: str, interval: Interval | None, step: int = 0) -> Metrics:
+    if interval is None:
+        return []
+    return [
+        (f"{name}.mean", interval.mean, step),
+        (f"{name}.low", interval.low, step),
+        (f"{name}.high", interval.high, step),
+    ]
+
+
+def _known(metrics: Metrics) -> tuple[tuple[str, float, int], ...]:
+    return tuple(
+        (name, float(value), step)
+        for name, value, step in metrics
+        if value is not None and math.isfinite(value)
+    )
+
+
+def digest_of(parent: Entry, children: tuple[Entry, ...]) -> str:
+    """Digest all that a run would say in MLflow: the same findings are sent once."""
+    content = [
+        [entry.name, dict(entry.tags), dict(entry.params), entry.metrics]
+        for entry in (parent, *children)
+    ]
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:20]
