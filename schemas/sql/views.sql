@@ -1,0 +1,266 @@
+-- What an analyst asks for by name. Applied anew at each migration; nothing here holds rows.
+-- Inside a macro every column is qualified, because a bare name that is also a parameter is the
+-- parameter.
+
+-- Scalar macros cannot be replaced while table macros use them, so all are dropped first.
+
+CREATE MACRO harm(output, score) AS
+    CASE
+        WHEN output IN ('loss', 'squared_error') THEN score
+        WHEN output IN ('margin', 'logprob', 'logit') THEN -score
+    END;
+COMMENT ON MACRO harm IS 'How much a score of this output hurts: positive is harmful, NULL where the output has no good direction.';
+
+CREATE VIEW latest_attribution AS
+SELECT
+    a.attribution_id, a.run_id, a.dataset_id, a.name, a.method, a.output, a.n_train, a.n_query,
+    a.kept, r.committed_at
+FROM attributions AS a
+JOIN runs AS r USING (run_id)
+LEFT JOIN (SELECT l.attribution_id, avg(l.mean) AS lds FROM lds AS l GROUP BY ALL) AS judged
+    ON judged.attribution_id = a.attribution_id
+ORDER BY
+    r.committed_at DESC,
+    EXISTS (FROM solutions AS s WHERE s.attribution_id = a.attribution_id) DESC,
+    judged.lds DESC NULLS LAST,
+    a.name,
+    a.attribution_id
+LIMIT 1;
+COMMENT ON VIEW latest_attribution IS 'The one attribution that macros use by default: of the latest run, the one its solutions used, else the one with the best LDS.';
+COMMENT ON COLUMN latest_attribution.attribution_id IS 'Digest of everything the scores depend on.';
+COMMENT ON COLUMN latest_attribution.run_id IS 'The run that committed it.';
+COMMENT ON COLUMN latest_attribution.dataset_id IS 'The data set whose examples the ids refer to.';
+COMMENT ON COLUMN latest_attribution.name IS 'Its name in the spec.';
+COMMENT ON COLUMN latest_attribution.method IS 'The method.';
+COMMENT ON COLUMN latest_attribution.output IS 'The model output that a score is in units of.';
+COMMENT ON COLUMN latest_attribution.n_train IS 'Training examples scored for each query.';
+COMMENT ON COLUMN latest_attribution.n_query IS 'Queries scored.';
+COMMENT ON COLUMN latest_attribution.kept IS 'Scores kept for each query.';
+COMMENT ON COLUMN latest_attribution.committed_at IS 'When its run was committed.';
+
+CREATE MACRO attribution_named(wanted) AS
+    CASE
+        WHEN wanted IS NULL THEN
+            coalesce(
+                (SELECT la.attribution_id FROM latest_attribution AS la),
+                error('nothing has been attributed yet; run `winnow run SPEC` with an [[attribution]]')
+            )
+        ELSE coalesce(
+            (SELECT min(a.attribution_id) FROM attributions AS a WHERE a.attribution_id = wanted),
+            (
+                SELECT arg_max(a.attribution_id, r.committed_at)
+                FROM attributions AS a JOIN runs AS r ON r.run_id = a.run_id
+                WHERE a.name = wanted
+            ),
+            error(
+                'there is no attribution ' || wanted || '; known: '
+                || coalesce((SELECT string_agg(DISTINCT a.name, ', ') FROM attributions AS a), 'none')
+            )
+        )
+    END;
+COMMENT ON MACRO attribution_named IS 'The attribution_id for an id, for a name (its latest), or for NULL (latest_attribution).';
+
+CREATE MACRO top_influences(query, n := 20, attribution := NULL) AS TABLE
+WITH asked AS MATERIALIZED (
+    SELECT attribution_named(attribution) AS attribution_id
+),
+checked AS MATERIALIZED (
+    SELECT CASE
+        WHEN EXISTS (
+            FROM scores AS s
+            WHERE s.attribution_id = asked.attribution_id AND s.query_id = query
+        ) THEN asked.attribution_id
+        ELSE error(
+            'query ' || query || ' was not scored by attribution ' || asked.attribution_id
+            || '; scored queries: SELECT DISTINCT query_id FROM scores WHERE attribution_id = '''
+            || asked.attribution_id || ''''
+        )
+    END AS attribution_id
+    FROM asked
+)
+SELECT
+    row_number() OVER (ORDER BY abs(s.score) DESC, s.train_id) AS rank,
+    s.train_id,
+    s.score,
+    t.target,
+    t.true_target,
+    q.target AS query_target,
+    a.name,
+    a.output,
+    a.attribution_id
+FROM checked AS c
+LEFT JOIN scores AS s ON s.attribution_id = c.attribution_id AND s.query_id = query
+LEFT JOIN attributions AS a ON a.attribution_id = c.attribution_id
+LEFT JOIN examples AS t ON t.dataset_id = a.dataset_id AND t.example_id = s.train_id
+LEFT JOIN examples AS q ON q.dataset_id = a.dataset_id AND q.example_id = s.query_id
+ORDER BY abs(s.score) DESC, s.train_id
+LIMIT n;
+COMMENT ON MACRO TABLE top_influences IS 'The n training examples that move a query''s output most, either way (score > 0 raises it): FROM top_influences(17, n := 10).';
+
+CREATE MACRO harmful_examples(n := 20, attribution := NULL) AS TABLE
+WITH asked AS MATERIALIZED (
+    SELECT attribution_named(attribution) AS attribution_id
+),
+checked AS MATERIALIZED (
+    SELECT
+        a.attribution_id, a.dataset_id, a.name, a.output,
+        CASE
+            WHEN harm(a.output, 1.0) IS NULL THEN error(
+                'output ' || a.output || ' of attribution ' || a.name
+                || ' has no good direction; attribute a loss or a margin instead'
+            )
+        END AS unused
+    FROM attributions AS a JOIN asked ON a.attribution_id = asked.attribution_id
+)
+SELECT
+    row_number() OVER (ORDER BY harm(c.output, e.mean_score) DESC, e.example_id) AS rank,
+    e.example_id,
+    harm(c.output, e.mean_score) AS harm,
+    e.mean_score,
+    e.self_influence,
+    x.target,
+    x.true_target,
+    x.source_id,
+    x.metadata,
+    c.name,
+    c.output,
+    c.attribution_id
+FROM checked AS c
+JOIN example_effects AS e ON e.attribution_id = c.attribution_id
+LEFT JOIN examples AS x ON x.dataset_id = c.dataset_id AND x.example_id = e.example_id
+WHERE c.unused IS NULL
+ORDER BY harm(c.output, e.mean_score) DESC, e.example_id
+LIMIT n;
+COMMENT ON MACRO TABLE harmful_examples IS 'The n training examples that hurt the scored queries most on average: FROM harmful_examples(n := 50).';
+
+CREATE VIEW mislabel_candidates AS
+SELECT
+    row_number() OVER (ORDER BY harm(a.output, e.mean_score) DESC NULLS LAST, e.self_influence DESC, e.example_id)
+        AS suspicion,
+    e.example_id,
+    x.target,
+    x.true_target,
+    harm(a.output, e.mean_score) AS harm,
+    e.mean_score,
+    e.self_influence,
+    x.source_id,
+    x.metadata
+FROM latest_attribution AS a
+JOIN example_effects AS e ON e.attribution_id = a.attribution_id
+LEFT JOIN examples AS x ON x.dataset_id = a.dataset_id AND x.example_id = e.example_id
+ORDER BY suspicion;
+COMMENT ON VIEW mislabel_candidates IS 'Every training example of the latest attribution, the most suspicious label first.';
+COMMENT ON COLUMN mislabel_candidates.suspicion IS 'Rank by harm, from 1; look at the first ones first.';
+COMMENT ON COLUMN mislabel_candidates.example_id IS 'The training example.';
+COMMENT ON COLUMN mislabel_candidates.target IS 'The label it was trained on.';
+COMMENT ON COLUMN mislabel_candidates.true_target IS 'The label before it was corrupted on purpose; equal to target otherwise.';
+COMMENT ON COLUMN mislabel_candidates.harm IS 'How much it hurts the scored queries on average; NULL where the output has no good direction.';
+COMMENT ON COLUMN mislabel_candidates.mean_score IS 'Its mean score over all scored queries.';
+COMMENT ON COLUMN mislabel_candidates.self_influence IS 'Its effect on itself: large for what the model had to memorise.';
+COMMENT ON COLUMN mislabel_candidates.source_id IS 'The id in the source where that is a text.';
+COMMENT ON COLUMN mislabel_candidates.metadata IS 'The source''s metadata columns as a JSON object.';
+
+CREATE VIEW lds_by_method AS
+SELECT
+    r.spec_name, a.name, a.method, a.output, l.alpha, l.mean, l.low, l.high, l.ceiling, l.relative,
+    l.null_sd, l.n_masks, l.n_seeds, l.n_queries, a.attribution_id, a.run_id, r.committed_at
+FROM lds AS l
+JOIN attributions AS a USING (attribution_id)
+JOIN runs AS r USING (run_id)
+ORDER BY r.committed_at DESC, l.alpha NULLS FIRST, l.mean DESC, a.name;
+COMMENT ON VIEW lds_by_method IS 'How well each attribution predicts retrained models: one row for each attribution and share of rows, the latest run first.';
+COMMENT ON COLUMN lds_by_method.spec_name IS 'The name of the run''s spec.';
+COMMENT ON COLUMN lds_by_method.name IS 'The attribution''s name in the spec.';
+COMMENT ON COLUMN lds_by_method.method IS 'The method.';
+COMMENT ON COLUMN lds_by_method.output IS 'The model output that was predicted.';
+COMMENT ON COLUMN lds_by_method.alpha IS 'Share of the training rows in the models; NULL: the mean over all shares.';
+COMMENT ON COLUMN lds_by_method.mean IS 'The linear datamodeling score.';
+COMMENT ON COLUMN lds_by_method.low IS 'Lower end of its 95 % interval.';
+COMMENT ON COLUMN lds_by_method.high IS 'Upper end of its 95 % interval.';
+COMMENT ON COLUMN lds_by_method.ceiling IS 'What a perfect attribution would reach against the training noise.';
+COMMENT ON COLUMN lds_by_method.relative IS 'mean / ceiling.';
+COMMENT ON COLUMN lds_by_method.null_sd IS 'Standard deviation for one query under scores that know nothing.';
+COMMENT ON COLUMN lds_by_method.n_masks IS 'Different sets of rows that models were retrained on.';
+COMMENT ON COLUMN lds_by_method.n_seeds IS 'Retrainings of each set.';
+COMMENT ON COLUMN lds_by_method.n_queries IS 'Queries judged.';
+COMMENT ON COLUMN lds_by_method.attribution_id IS 'The attribution.';
+COMMENT ON COLUMN lds_by_method.run_id IS 'Its run.';
+COMMENT ON COLUMN lds_by_method.committed_at IS 'When the run was committed.';
+
+CREATE VIEW latest_solution AS
+SELECT
+    s.solution_id, s.run_id, s.attribution_id, r.dataset_id, s.problem, s.kind, s.status, s.size,
+    s.n_pool, s.sentence, r.committed_at
+FROM solutions AS s
+JOIN runs AS r USING (run_id)
+ORDER BY r.committed_at DESC, s.problem, s.solution_id
+LIMIT 1;
+COMMENT ON VIEW latest_solution IS 'The one solution that selected_examples and dropped_examples show: the first problem of the latest run.';
+COMMENT ON COLUMN latest_solution.solution_id IS 'The solution.';
+COMMENT ON COLUMN latest_solution.run_id IS 'The run that committed it.';
+COMMENT ON COLUMN latest_solution.attribution_id IS 'The attribution whose scores it used.';
+COMMENT ON COLUMN latest_solution.dataset_id IS 'The data set whose examples the ids refer to.';
+COMMENT ON COLUMN latest_solution.problem IS 'The problem''s name in the spec.';
+COMMENT ON COLUMN latest_solution.kind IS 'The kind of problem.';
+COMMENT ON COLUMN latest_solution.status IS 'What the solver says of its answer.';
+COMMENT ON COLUMN latest_solution.size IS 'Rows chosen.';
+COMMENT ON COLUMN latest_solution.n_pool IS 'Rows it could choose from.';
+COMMENT ON COLUMN latest_solution.sentence IS 'The answer as a sentence.';
+COMMENT ON COLUMN latest_solution.committed_at IS 'When the run was committed.';
+
+CREATE VIEW selected_examples AS
+SELECT
+    row_number() OVER (ORDER BY w.utility DESC, w.example_id) AS rank,
+    w.example_id, w.utility, x.target, x.true_target,
+    x.target <> x.true_target AS corrupted, x.source_id, x.metadata, s.problem, s.solution_id
+FROM latest_solution AS s
+JOIN solution_rows AS w ON w.solution_id = s.solution_id AND w.chosen
+LEFT JOIN examples AS x ON x.dataset_id = s.dataset_id AND x.example_id = w.example_id
+ORDER BY rank;
+COMMENT ON VIEW selected_examples IS 'The examples that the latest solution keeps, the most useful first.';
+COMMENT ON COLUMN selected_examples.rank IS 'Rank by utility, from 1.';
+COMMENT ON COLUMN selected_examples.example_id IS 'The example.';
+COMMENT ON COLUMN selected_examples.utility IS 'What having it is predicted to add to the objective.';
+COMMENT ON COLUMN selected_examples.target IS 'The label it is trained on.';
+COMMENT ON COLUMN selected_examples.true_target IS 'The label before it was corrupted on purpose; equal to target otherwise.';
+COMMENT ON COLUMN selected_examples.corrupted IS 'Whether its label was corrupted on purpose.';
+COMMENT ON COLUMN selected_examples.source_id IS 'The id in the source where that is a text.';
+COMMENT ON COLUMN selected_examples.metadata IS 'The source''s metadata columns as a JSON object.';
+COMMENT ON COLUMN selected_examples.problem IS 'The problem''s name in the spec.';
+COMMENT ON COLUMN selected_examples.solution_id IS 'The solution.';
+
+CREATE VIEW dropped_examples AS
+SELECT
+    row_number() OVER (ORDER BY w.utility, w.example_id) AS rank,
+    w.example_id, w.utility, x.target, x.true_target,
+    x.target <> x.true_target AS corrupted, x.source_id, x.metadata, s.problem, s.solution_id
+FROM latest_solution AS s
+JOIN solution_rows AS w ON w.solution_id = s.solution_id AND NOT w.chosen
+LEFT JOIN examples AS x ON x.dataset_id = s.dataset_id AND x.example_id = w.example_id
+ORDER BY rank;
+COMMENT ON VIEW dropped_examples IS 'The examples that the latest solution leaves out, the most harmful first.';
+COMMENT ON COLUMN dropped_examples.rank IS 'Rank by utility from the lowest, from 1.';
+COMMENT ON COLUMN dropped_examples.example_id IS 'The example.';
+COMMENT ON COLUMN dropped_examples.utility IS 'What having it is predicted to add to the objective.';
+COMMENT ON COLUMN dropped_examples.target IS 'The label it had.';
+COMMENT ON COLUMN dropped_examples.true_target IS 'The label before it was corrupted on purpose; equal to target otherwise.';
+COMMENT ON COLUMN dropped_examples.corrupted IS 'Whether its label was corrupted on purpose.';
+COMMENT ON COLUMN dropped_examples.source_id IS 'The id in the source where that is a text.';
+COMMENT ON COLUMN dropped_examples.metadata IS 'The source''s metadata columns as a JSON object.';
+COMMENT ON COLUMN dropped_examples.problem IS 'The problem''s name in the spec.';
+COMMENT ON COLUMN dropped_examples.solution_id IS 'The solution.';
+
+CREATE VIEW bank_by_kind AS
+SELECT
+    b.dataset_id, b.kind, b.alpha,
+    count(*) AS models, count(DISTINCT b.mask) AS masks, avg(b.n_rows) AS mean_rows
+FROM bank AS b
+GROUP BY b.dataset_id, b.kind, b.alpha
+ORDER BY b.dataset_id, b.kind, b.alpha;
+COMMENT ON VIEW bank_by_kind IS 'How many retrained models there are, by data set, kind and share of rows.';
+COMMENT ON COLUMN bank_by_kind.dataset_id IS 'The data set.';
+COMMENT ON COLUMN bank_by_kind.kind IS 'What the models are for: calibrate, evaluate, or verdict:<arm>.';
+COMMENT ON COLUMN bank_by_kind.alpha IS 'Share of the training rows that random masks keep.';
+COMMENT ON COLUMN bank_by_kind.models IS 'Retrained models.';
+COMMENT ON COLUMN bank_by_kind.masks IS 'Different sets of rows among them.';
+COMMENT ON COLUMN bank_by_kind.mean_rows IS 'Mean number of rows they were trained on.';
