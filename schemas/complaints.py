@@ -49,7 +49,7 @@ def complaints(error: ValidationError, model: type[BaseModel], data: Any) -> tup
     """
     by_place: dict[Place, list[Any]] = {}
     for details in error.errors(include_url=False):
-        by_place.setdefault(_place(details["loc"], data), []).append(details)
+        by_place.setdefault(_place(details["loc"], data, model), []).append(details)
     for place in [place for place, found in by_place.items() if found[0]["type"] == "too_short"]:
         # Pydantic counts the valid entries only: a list of one bad entry is not short as well.
         if any(other[: len(place)] == place for other in by_place if other != place):
@@ -67,7 +67,7 @@ def spelled(place: Place) -> str:
     return text or "the spec"
 
 
-def _place(loc: Place, data: Any) -> Place:
+def _place(loc: Place, data: Any, model: type[BaseModel]) -> Place:
     """The part of `loc` that the writer knows: without pydantic's names of union members."""
     place: Place = ()
     for step in loc:
@@ -76,10 +76,10 @@ def _place(loc: Place, data: Any) -> Place:
                 data = data[step]
             case list() if isinstance(step, int) and step < len(data):
                 data = data[step]
-            case dict():  # a missing key: the last step
-                return (*place, step)
+            case dict() if _field((*place, step), model):  # left out, or filled by its default
+                data = {}
             case _:
-                return place
+                continue
         place = (*place, step)
     return place
 

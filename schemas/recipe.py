@@ -21,7 +21,8 @@ SKLEARN_TASKS: dict[str, Task] = {
     "digits": "classification",
     "wine": "classification",
 }
-FILE_SCHEMES = ("csv", "parquet", "jsonl")
+TABLE_SCHEMES = ("csv", "parquet", "jsonl")
+FILE_SCHEMES = (*TABLE_SCHEMES, "npz")
 SOURCE_SCHEMES = ("sklearn", *FILE_SCHEMES, "python")
 BUILT_IN_MODELS = ("linear", "mlp")
 ACTIVATIONS = ("relu", "gelu", "silu", "tanh")
@@ -57,7 +58,7 @@ class DataSpec(Frozen):
     """``[data]``: where the rows come from."""
 
     source: Annotated[str, Field(examples=["sklearn:digits", "csv:rows.csv"])]
-    """sklearn:NAME, csv:PATH, parquet:PATH, jsonl:PATH or python:FILE.py:FUNCTION."""
+    """sklearn:NAME, csv:PATH, parquet:PATH, jsonl:PATH, npz:PATH or python:FILE.py:FUNCTION."""
     target: str | None = None
     """Column to predict; needed for csv, parquet and jsonl."""
     id: str | None = None
@@ -110,7 +111,7 @@ class DataSpec(Frozen):
         return self
 
     def _column_problems(self) -> Iterator[tuple[tuple[str, ...], str]]:
-        if self.scheme in FILE_SCHEMES and not self.target:
+        if self.scheme in TABLE_SCHEMES and not self.target:
             yield ("target",), f"missing; name the column of {self.source} to predict"
         if self.scheme == "sklearn":
             for key in ("id", "split", "metadata"):
@@ -161,8 +162,9 @@ class ModelSpec(Frozen):
             return build
         if build.startswith("python:"):
             raise refusal(f"found '{build}'; write 'python:FILE.py:FUNCTION'")
-        hint = nearest(build, BUILT_IN_MODELS).rstrip("?")
-        raise refusal(f"unknown model '{build}'{hint}, or write 'python:FILE.py:FUNCTION'")
+        hint = nearest(build, BUILT_IN_MODELS)
+        joint = " Or" if hint.endswith("?") else ", or"
+        raise refusal(f"unknown model '{build}'{hint}{joint} write 'python:FILE.py:FUNCTION'")
 
     @model_validator(mode="after")
     def _options_fit_the_builder(self) -> Self:
@@ -268,7 +270,8 @@ class BankSpec(Frozen):
         group = self.seeds * len(self.alpha)
         if self.models % group:
             below, above = self.models // group * group, -(-self.models // group) * group
-            advice = f"{below} or {above}" if below else f"{above}"
+            choices = sorted({max(count, self._enough() * group) for count in (below, above)})
+            advice = " or ".join(str(count) for count in choices)
             sizes = len(self.alpha)
             found = f"{self.models} is not divisible by {sizes} sizes x {self.seeds} seeds"
             yield ("models",), f"{found}; write {advice}"
