@@ -36,6 +36,7 @@ __all__ = [
     "auroc",
     "average_precision",
     "calibration_line",
+    "checked_scores",
     "coverage",
     "lds",
     "mask_groups",
@@ -129,7 +130,7 @@ def lds(
     Raises:
         ShapeError: The arrays do not fit, hold NaN, or a share has fewer than three subsets.
     """
-    tau = _checked_scores(scores, bank)
+    tau = checked_scores(scores, bank)
     if not 0 < confidence < 1:
         raise ShapeError(f"confidence is {confidence}; give a number between 0 and 1, as 0.95")
     families = [_Family.of(alpha, rows, tau, bank) for alpha, rows in alpha_rows(bank)]
@@ -339,8 +340,12 @@ def _interval(
     return float(low), float(high)
 
 
-def _checked_scores(scores: npt.ArrayLike, bank: Bank) -> FloatArray:
-    """The scores as an array that fits the bank in shape, in values and in the output scored."""
+def checked_scores(scores: npt.ArrayLike, bank: Bank) -> FloatArray:
+    """The scores as an array, once it fits the bank in shape, in values and in the output scored.
+
+    Raises:
+        ShapeError: It does not fit; a score or an output is NaN or infinite.
+    """
     tau = np.asarray(scores)
     masks, outputs = np.asarray(bank.masks), np.asarray(bank.outputs)
     if tau.ndim != 2 or tau.shape != (outputs.shape[1], masks.shape[1]):
@@ -353,6 +358,12 @@ def _checked_scores(scores: npt.ArrayLike, bank: Bank) -> FloatArray:
         raise ShapeError(
             f"the score of query {query} and training row {row} is {tau[query, row]}; "
             "scores must be finite"
+        )
+    if not np.isfinite(outputs).all():
+        row, query = np.argwhere(~np.isfinite(outputs))[0]
+        raise ShapeError(
+            f"the bank's output of row {row} and query {query} is {outputs[row, query]}; leave out "
+            "retrainings that diverged"
         )
     record, kept = getattr(scores, "record", None), getattr(bank, "output", None)
     scored = record.get("output") if isinstance(record, Mapping) else None
