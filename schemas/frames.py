@@ -19,7 +19,7 @@ class RunFrame(dy.Schema):
     spec_name = dy.String(min_length=1)
     spec_digest = dy.String(min_length=1)
     spec_toml = dy.String()
-    status = dy.String(regex="^(committed|failed)$")
+    status = dy.String(min_length=1)
     seed = dy.Int64(min=0)
     device = dy.String(regex="^(cpu|cuda)$")
     code_version = dy.String()
@@ -29,20 +29,23 @@ class RunFrame(dy.Schema):
 
 
 class ExampleFrame(dy.Schema):
-    """One row: one example as it is used; targets are text, a class name or a number."""
+    """One row: one example as it is used; targets are text, a class name or a number.
+
+    `true_target` differs from `target` where a label was changed on purpose.
+    """
 
     dataset_id = dy.String(primary_key=True, min_length=1)
     example_id = dy.Int32(primary_key=True, min=0)
     split = dy.String(regex="^(train|test)$")
     target = dy.String()
-    true_target = dy.String(nullable=True)
+    true_target = dy.String()
     content_hash = dy.String(regex="^[0-9a-f]+$")
     source_id = dy.String(nullable=True)
     metadata = dy.String(nullable=True)
 
 
 class AttributionFrame(dy.Schema):
-    """One row: one attribution of one run; `kept` counts its rows in `scores`."""
+    """One row: one attribution of one run; `kept` scores of each query are in `scores`."""
 
     attribution_id = dy.String(primary_key=True, min_length=1)
     run_id = dy.String(min_length=1)
@@ -51,19 +54,19 @@ class AttributionFrame(dy.Schema):
     method = dy.String(min_length=1)
     output = dy.String(min_length=1)
     options = dy.String()
-    n_train = dy.Int64(min=1)
-    n_query = dy.Int64(min=1)
-    fingerprint = dy.String()
+    n_train = dy.Int32(min=1)
+    n_query = dy.Int32(min=1)
+    fingerprint = dy.String(nullable=True)
     damping = dy.Float64(nullable=True, min_exclusive=0)
     damping_from = dy.String(nullable=True)
     device = dy.String(regex="^(cpu|cuda)$")
     seconds = dy.Float64(min=0)
-    kept = dy.Int64(min=0)
+    kept = dy.Int32(min=0)
 
     @dy.rule()
     def kept_is_no_more_than_all(cls) -> pl.Expr:  # noqa: N805  dataframely's rules take the class
-        """At most one score for each pair."""
-        return pl.col("kept") <= pl.col("n_train") * pl.col("n_query")
+        """A query has one score for each training row."""
+        return pl.col("kept") <= pl.col("n_train")
 
 
 class ScoreFrame(dy.Schema):
@@ -89,14 +92,17 @@ class ExampleEffectFrame(dy.Schema):
 
 
 class BankFrame(dy.Schema):
-    """One row: one retrained model; `mask` has a '1' for each training row that it saw."""
+    """One row: one retrained model; `mask` has a '1' for each training row that it saw.
+
+    `alpha` is null where the rows were chosen and not drawn.
+    """
 
     retrain_id = dy.String(primary_key=True, min_length=1)
     dataset_id = dy.String(min_length=1)
     kind = dy.String(regex=KIND_OF_RETRAINING)
     alpha = dy.Float64(nullable=True, min_exclusive=0, max=1)
     seed = dy.Int64(min=0)
-    n_rows = dy.Int64(min=1)
+    n_rows = dy.Int32(min=1)
     mask = dy.String(regex="^[01]+$")
 
     @dy.rule()
@@ -128,9 +134,10 @@ class LdsFrame(dy.Schema):
     ceiling = dy.Float64(nullable=True, min=0, max=1)
     relative = dy.Float64(nullable=True)
     null_sd = dy.Float64(nullable=True, min=0)
-    n_masks = dy.Int64(min=2)
-    n_seeds = dy.Int64(min=1)
-    n_queries = dy.Int64(min=1)
+    n_masks = dy.Int32(min=2)
+    # The mean over subsets, where they were not trained equally often.
+    n_seeds = dy.Float64(nullable=True, min=1)
+    n_queries = dy.Int32(min=1)
 
     @dy.rule()
     def one_row_for_each_size(cls) -> pl.Expr:  # noqa: N805
@@ -147,8 +154,8 @@ class SolutionFrame(dy.Schema):
     problem = dy.String(min_length=1)
     kind = dy.String(min_length=1)
     status = dy.String(min_length=1)
-    size = dy.Int64(min=0)
-    n_pool = dy.Int64(min=1)
+    size = dy.Int32(min=0)
+    n_pool = dy.Int32(min=1)
     value = dy.Float64()
     bound = dy.Float64()
     gap = dy.Float64(min=0)
@@ -165,13 +172,13 @@ class SolutionFrame(dy.Schema):
 
 
 class SolutionRowFrame(dy.Schema):
-    """One row: one example of the pool, chosen or not; `position` 1 is the most useful."""
+    """One row: one example of the pool, chosen or not; `position` is its place, from 0."""
 
     solution_id = dy.String(primary_key=True, min_length=1)
     example_id = dy.Int32(primary_key=True, min=0)
     chosen = dy.Bool()
     utility = dy.Float64()
-    position = dy.Int32(nullable=True, min=0)
+    position = dy.Int32(min=0)
 
 
 class VerdictFrame(dy.Schema):
@@ -185,8 +192,8 @@ class VerdictFrame(dy.Schema):
     run_id = dy.String(min_length=1)
     solution_id = dy.String(min_length=1)
     arm = dy.String(min_length=1)
-    n_rows = dy.Int64(min=1)
-    seeds = dy.Int64(min=2)
+    n_rows = dy.Int32(min=1)
+    seeds = dy.Int32(min=2)
     accuracy = dy.Float64(nullable=True, min=0, max=1)
     # A t-interval may reach beyond what an accuracy can be.
     accuracy_low = dy.Float64(nullable=True)

@@ -13,8 +13,9 @@ from schemas.frames import (
     ExampleFrame,
     LdsFrame,
     ScoreFrame,
-    SolutionFrame,
 )
+from store.connect import records, scratch
+from store.migrate import migrate
 
 BANK = {
     "retrain_id": "r1",
@@ -30,7 +31,7 @@ EXAMPLE = {
     "example_id": 0,
     "split": "train",
     "target": "3",
-    "true_target": None,
+    "true_target": "8",
     "content_hash": "00ff",
     "source_id": None,
     "metadata": None,
@@ -45,7 +46,7 @@ LDS = {
     "relative": None,
     "null_sd": 0.05,
     "n_masks": 30,
-    "n_seeds": 1,
+    "n_seeds": 1.0,
     "n_queries": 100,
 }
 SCORE = {"attribution_id": "a1", "query_id": 1, "train_id": 2, "score": -0.5}
@@ -106,6 +107,56 @@ def test_an_attribution_has_one_lds_for_each_size_and_one_for_all() -> None:
         checked(LdsFrame, LDS, half, LDS)
 
 
-def test_counts_that_contradict_each_other_are_refused() -> None:
-    assert "kept_is_no_more_than_all" in AttributionFrame._validation_rules(with_cast=False)
-    assert "size_is_within_the_pool" in SolutionFrame._validation_rules(with_cast=False)
+ATTRIBUTION = {
+    "attribution_id": "a1",
+    "run_id": "r1",
+    "dataset_id": "d1",
+    "name": "trak",
+    "method": "trak",
+    "output": "margin",
+    "options": "{}",
+    "n_train": 10,
+    "n_query": 3,
+    "fingerprint": "f",
+    "damping": 1.0,
+    "damping_from": "given",
+    "device": "cpu",
+    "seconds": 0.1,
+    "kept": 10,
+}
+
+
+def test_no_more_scores_are_kept_than_there_are_training_rows() -> None:
+    assert checked(AttributionFrame, ATTRIBUTION).height == 1
+    with pytest.raises(dy.exc.ValidationError, match="kept_is_no_more_than_all"):
+        checked(AttributionFrame, {**ATTRIBUTION, "kept": 11})
+
+
+DUCKDB_TYPES = {
+    "Bool": {"BOOLEAN"},
+    "Datetime": {"TIMESTAMP WITH TIME ZONE"},
+    "Float32": {"FLOAT"},
+    "Float64": {"DOUBLE"},
+    "Int32": {"INTEGER"},
+    "Int64": {"BIGINT"},
+    "String": {"VARCHAR", "JSON", "BIT"},
+}
+
+
+@pytest.mark.parametrize("table", FRAMES)
+def test_a_frame_fits_its_table(table: str) -> None:
+    ledger = scratch()
+    migrate(ledger)
+    columns = records(
+        ledger,
+        "SELECT column_name, data_type, is_nullable FROM duckdb_columns() "
+        "WHERE table_name = ? AND NOT internal ORDER BY column_index",
+        [table],
+    )
+    frame = FRAMES[table].columns()
+    assert [column["column_name"] for column in columns] == list(frame)
+    for column in columns:
+        declared = frame[column["column_name"]]
+        assert column["data_type"] in DUCKDB_TYPES[type(declared).__name__]
+        # The door may be narrower than the table, never wider.
+        assert column["is_nullable"] or not declared.nullable, column["column_name"]
