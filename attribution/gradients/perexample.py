@@ -1,0 +1,262 @@
+"""One batched forward and backward pass that yields every example's own gradient.
+
+Linear and Conv2d layers give theirs from (input, output gradient), with all weights frozen;
+the other parameters take one more pass of ``vmap(grad(functional_call))`` over them alone.
+"""
+
+import copy
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from attribution.gradients.layers import factors, weight_blocks
+from attribution.gradients.plan import Layout, Plan, layout_of, make_plan, register
+from attribution.outputs import OutputLike, check_targets, evaluate, evaluate_unchecked
+from attribution.rows import Inputs, call, n_rows, take, to
+from schemas.errors import CheckpointError, RecipeError
+
+BLOCK_ENTRIES = 2**24  # 64 MiB of float32: larger blocks gain nothing on a CPU
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Use:
+    """One call of a hooked layer: what it was given, and a handle on what it returned."""
+
+    given: Tensor
+    version: int
+    tap: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientPass:
+    """A batch after its passes; `blocks` may be read once or often.
+
+    Attributes:
+        logits: [B, K].
+        n_rows: B.
+    """
+
+    logits: Tensor
+    n_rows: int
+    _owner: "PerExampleGradients" = field(repr=False)
+    _sides: dict[nn.Module, list[tuple[Tensor, Tensor]]] = field(repr=False)
+    _general: dict[str, Tensor] = field(repr=False)
+
+    def blocks(self, limit: int = BLOCK_ENTRIES) -> Iterator[tuple[int, Tensor]]:
+        """(offset in the flat gradient, gradients [B, entries]), in order, without gaps."""
+        layout, uses = self._owner.layout, self._owner.plan.uses
+        for name, shape, offset in zip(layout.names, layout.shapes, layout.offsets, strict=True):
+            if name in self._general:
+                yield offset, self._general[name].reshape(self.n_rows, -1)
+                continue
+            sides = [
+                (role, left, right)
+                for module, role in uses.get(name, ())
+                for left, right in self._sides.get(module, ())
+            ]
+            if not sides:  # a parameter that the output does not depend on
+                yield offset, self.logits.new_zeros(self.n_rows, shape.numel())
+            elif sides[0][0] == "bias":
+                total = sum(left.sum(-1).reshape(self.n_rows, -1) for _, left, _ in sides)
+                yield offset, total  # type: ignore[misc]
+            else:
+                pieces = [weight_blocks(left, right, limit) for _, left, right in sides]
+                for parts in zip(*pieces, strict=True):
+                    yield offset + parts[0][0], _summed([part for _, part in parts])
+
+
+class PerExampleGradients:
+    """A model at one checkpoint, ready to give per-example gradients.
+
+    Args:
+        model: Any module that maps rows to logits [n, K], rows independent in eval mode. It is
+            copied; the original is left alone.
+        state: The checkpoint's state dict, or None for the model's own weights.
+        output: The output f, a name or a function of (logits, targets).
+        device: "cpu" or "cuda".
+        dtype: Floating type of weights and inputs.
+
+    Raises:
+        RecipeError: The model cannot be copied, has no trainable parameter, or mixes rows.
+        CheckpointError: The state does not fit the model or holds NaN or infinity.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        state: Mapping[str, Any] | None,
+        *,
+        output: OutputLike,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self._model = private_copy(model, state, device=device, dtype=dtype)
+        self._output, self._device, self._dtype = output, device, dtype
+        self.layout: Layout = layout_of(self._model)
+        self._plan: Plan | None = None
+
+    @property
+    def plan(self) -> Plan:
+        """How each parameter is handled; known after the first batch."""
+        if self._plan is None:
+            raise RuntimeError("the plan exists after the first call of PerExampleGradients.run")
+        return self._plan
+
+    def run(self, inputs: Inputs, targets: Tensor) -> GradientPass:
+        """Forward and backward of one batch.
+
+        Args:
+            inputs: [B, ...] or a mapping of such.
+            targets: [B], class indices or numbers.
+        """
+        inputs = to(inputs, self._device, self._dtype)
+        targets = targets.to(
+            self._device, self._dtype if targets.is_floating_point() else torch.int64
+        )
+        # The plain attention kernel: the fused ones give gradients that depend on the batch, and
+        # vmap would run them row by row.
+        plain = sdpa_kernel(SDPBackend.MATH)
+        with torch.inference_mode(False), torch.enable_grad(), plain:
+            if self._plan is None:
+                self._plan = make_plan(self._model, inputs)
+                self._model.requires_grad_(False)
+            logits, sides = self._hooked_pass(inputs, targets)
+            general = self._general_pass(inputs, targets) if self.plan.general else {}
+        return GradientPass(
+            logits=logits, n_rows=n_rows(inputs), _owner=self, _sides=sides, _general=general
+        )
+
+    def _hooked_pass(
+        self, inputs: Inputs, targets: Tensor
+    ) -> tuple[Tensor, dict[nn.Module, list[tuple[Tensor, Tensor]]]]:
+        calls: list[tuple[nn.Module, _Use]] = []
+
+        def keep(module: nn.Module, given: Tensor, returned: Tensor) -> Tensor:
+            tap = returned if returned.requires_grad else returned.detach().requires_grad_()
+            calls.append((module, _Use(given=given.detach(), version=given._version, tap=tap)))
+            # A copy goes on, for the model may write into it (ReLU in place, `x += y`).
+            return tap.clone()
+
+        handles = [register(module, keep) for module in self.plan.layers]
+        try:
+            logits = call(self._model, inputs)
+        finally:
+            for handle in handles:
+                handle.remove()
+        check_targets(logits, targets)
+        sides: dict[nn.Module, list[tuple[Tensor, Tensor]]] = {}
+        if calls:
+            total = evaluate(self._output, logits, targets).sum()
+            deltas = torch.autograd.grad(total, [use.tap for _, use in calls], allow_unused=True)
+            for (module, use), delta in zip(calls, deltas, strict=True):
+                if delta is None:
+                    continue
+                if use.given._version != use.version:
+                    raise RecipeError(
+                        f"the model overwrites the input of a {type(module).__name__} layer after "
+                        "using it; replace the in-place operation"
+                    )
+                sides.setdefault(module, []).append(factors(module, use.given, delta))
+        return logits.detach(), sides
+
+    def _general_pass(self, inputs: Inputs, targets: Tensor) -> dict[str, Tensor]:
+        parameters = dict(self._model.named_parameters())
+        chosen = {name: parameters[name].detach() for name in self.plan.general}
+
+        def output_of(weights: dict[str, Tensor], row: Inputs, target: Tensor) -> Tensor:
+            single = (
+                {name: value.unsqueeze(0) for name, value in row.items()}
+                if isinstance(row, dict)
+                else row.unsqueeze(0)
+            )
+            args, kwargs = ((), single) if isinstance(single, dict) else ((single,), {})
+            logits = torch.func.functional_call(self._model, weights, args, kwargs)
+            return evaluate_unchecked(self._output, logits, target.unsqueeze(0)).sum()
+
+        each = torch.func.vmap(torch.func.grad(output_of), in_dims=(None, 0, 0))
+        try:
+            return {name: value.detach() for name, value in each(chosen, inputs, targets).items()}
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[0]
+            raise RecipeError(
+                f"parameters {', '.join(self.plan.general)} have no per-example gradient here: "
+                f"torch.func could not run the model on one row ({reason}); freeze them, or use "
+                "layers that torch.func supports"
+            ) from error
+
+
+def gradient_blocks(
+    model: nn.Module,
+    state: Mapping[str, Any] | None,
+    inputs: Inputs,
+    targets: Tensor,
+    output: OutputLike,
+    *,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Iterator[tuple[int, Tensor]]:
+    """Per-example gradients of one batch, as (offset, [B, entries]).
+
+    For several batches keep a `PerExampleGradients`: it copies and probes the model once.
+    """
+    owner = PerExampleGradients(model, state, output=output, device=device, dtype=dtype)
+    yield from owner.run(inputs, targets).blocks()
+
+
+def private_copy(
+    model: nn.Module, state: Mapping[str, Any] | None, *, device: str, dtype: torch.dtype
+) -> nn.Module:
+    """A copy in eval mode, with the state's weights, on a device.
+
+    Raises:
+        RecipeError: The model cannot be copied.
+        CheckpointError: The state does not fit or is not finite.
+    """
+    try:
+        own = copy.deepcopy(model)
+    except (RuntimeError, TypeError) as error:
+        raise RecipeError(f"the model cannot be copied ({error}); build it afresh") from error
+    if state is not None:
+        tensors = {name: torch.as_tensor(value).detach() for name, value in state.items()}
+        for name, value in tensors.items():
+            if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+                raise CheckpointError(f"{name} holds NaN or infinity; train that checkpoint again")
+        try:
+            own.load_state_dict(tensors, strict=True)
+        except RuntimeError as error:
+            reasons = " ".join(line.strip() for line in str(error).splitlines())
+            raise CheckpointError(f"the weights do not fit the model: {reasons}") from error
+    return own.to(device=device, dtype=dtype).eval()
+
+
+def flat_gradients(owner: PerExampleGradients, inputs: Inputs, targets: Tensor) -> Tensor:
+    """The slow truth: [B, p] by one autograd call for each example. For tests."""
+    model, rows = owner._model, []
+    named = dict(model.named_parameters())
+    wanted = [named[name] for name in owner.layout.names]
+    before = [value.requires_grad for value in wanted]
+    for value in wanted:
+        value.requires_grad_()
+    inputs = to(inputs, owner._device, owner._dtype)
+    for row in range(n_rows(inputs)):
+        logits = call(model, take(inputs, row, row + 1))
+        output = evaluate(owner._output, logits, targets[row : row + 1]).sum()
+        found = torch.autograd.grad(output, wanted, allow_unused=True)
+        pairs = zip(wanted, found, strict=True)
+        rows.append(
+            torch.cat([(torch.zeros_like(v) if g is None else g).flatten() for v, g in pairs])
+        )
+    for value, flag in zip(wanted, before, strict=True):
+        value.requires_grad_(flag)
+    return torch.stack(rows)
+
+
+def _summed(parts: list[Tensor]) -> Tensor:
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    return total

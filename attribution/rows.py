@@ -1,0 +1,166 @@
+"""Rows of data as batches: (inputs, targets) arrays, or any map-style Dataset of such pairs.
+
+It knows positions, never ids. Inputs are one array [n, ...] or a mapping of arrays that the model
+takes as keyword arguments; targets are int64 class indices or float32 numbers [n].
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from schemas.errors import DataError, RecipeError, ShapeError
+
+Inputs = Tensor | dict[str, Tensor]
+
+
+class Rows:
+    """A checked view of a data set; nothing is copied until a batch is asked for.
+
+    Args:
+        source: (inputs, targets) as tensors or arrays, or an object with ``__len__`` and
+            ``__getitem__`` whose items are (input, target).
+        name: What messages call it, e.g. "train".
+
+    Raises:
+        ShapeError: It is neither, it is empty, or inputs and targets differ in length.
+    """
+
+    def __init__(self, source: Any, name: str) -> None:
+        self.name = name
+        self._dataset: Any = None
+        if isinstance(source, Rows):
+            self.__dict__.update(source.__dict__)
+            return
+        if isinstance(source, tuple | list) and len(source) == 2:
+            self._inputs: Inputs = _tensors(source[0], name)
+            self._targets = _tensor(source[1], name)
+            n_inputs, n_targets = n_rows(self._inputs), len(self._targets)
+            if n_inputs != n_targets:
+                raise ShapeError(
+                    f"{name} has {n_inputs} inputs and {n_targets} targets; give one for each row"
+                )
+            self._length = n_inputs
+        elif hasattr(source, "__getitem__") and hasattr(source, "__len__"):
+            self._dataset, self._length = source, len(source)
+        else:
+            raise ShapeError(
+                f"{name} is a {type(source).__name__}; give (inputs, targets) or a map-style "
+                "Dataset of (input, target)"
+            )
+        if self._length == 0:
+            raise ShapeError(f"{name} has no rows; give at least one")
+
+    def __len__(self) -> int:
+        return self._length
+
+    def batch(self, start: int, stop: int) -> tuple[Inputs, Tensor]:
+        """Rows start..stop on the host, targets as int64 or floating [rows].
+
+        Raises:
+            DataError: An input is NaN or infinite; the message names the row.
+            ShapeError: Targets are not one number a row.
+        """
+        if self._dataset is None:
+            inputs, targets = take(self._inputs, start, stop), self._targets[start:stop]
+        else:
+            items = [self._dataset[row] for row in range(start, stop)]
+            inputs, targets = torch.utils.data.default_collate(items)
+        self._refuse_bad_numbers(inputs, start)
+        if targets.ndim == 2 and targets.shape[1] == 1:
+            targets = targets[:, 0]
+        if targets.ndim != 1:
+            raise ShapeError(
+                f"{self.name} targets have shape {tuple(targets.shape)}; give one class index or "
+                "one number for each row"
+            )
+        return inputs, targets if targets.is_floating_point() else targets.long()
+
+    def batches(self, batch_size: int) -> Iterator[tuple[slice, Inputs, Tensor]]:
+        """All rows in order, as (positions, inputs, targets)."""
+        for start in range(0, len(self), batch_size):
+            stop = min(start + batch_size, len(self))
+            yield (slice(start, stop), *self.batch(start, stop))
+
+    def _refuse_bad_numbers(self, inputs: Inputs, start: int) -> None:
+        for values in inputs.values() if isinstance(inputs, Mapping) else (inputs,):
+            if not values.is_floating_point():
+                continue
+            good = (
+                torch.isfinite(values).flatten(1).all(1)
+                if values.ndim > 1
+                else (torch.isfinite(values))
+            )
+            if not bool(good.all()):
+                row = start + int((~good).nonzero()[0, 0])
+                raise DataError(
+                    f"{self.name} row {row} (counted from 0) holds NaN or infinity; "
+                    "drop or repair it"
+                )
+
+
+def n_rows(inputs: Inputs) -> int:
+    """How many examples a batch of inputs holds."""
+    if isinstance(inputs, Mapping):
+        return len(next(iter(inputs.values())))
+    return len(inputs)
+
+
+def take(inputs: Inputs, start: int, stop: int) -> Inputs:
+    """Some rows of inputs."""
+    if isinstance(inputs, Mapping):
+        return {name: values[start:stop] for name, values in inputs.items()}
+    return inputs[start:stop]
+
+
+def to(inputs: Inputs, device: str, dtype: torch.dtype) -> Inputs:
+    """Inputs on a device; floating ones in a type, tokens as they are."""
+    if isinstance(inputs, Mapping):
+        return {name: _to(values, device, dtype) for name, values in inputs.items()}
+    return _to(inputs, device, dtype)
+
+
+def call(model: nn.Module, inputs: Inputs) -> Tensor:
+    """The model's logits [n, K].
+
+    Raises:
+        RecipeError: The model returns something else.
+    """
+    logits = model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise RecipeError(
+            f"the model returned {found}; it must return one tensor [n, outputs] for n rows"
+        )
+    return logits
+
+
+def _to(values: Tensor, device: str, dtype: torch.dtype) -> Tensor:
+    return values.to(device, dtype if values.is_floating_point() else values.dtype)
+
+
+def _tensors(source: Any, name: str) -> Inputs:
+    if isinstance(source, Mapping):
+        tensors = {key: _tensor(values, name) for key, values in source.items()}
+        if len({len(values) for values in tensors.values()}) != 1:
+            lengths = {key: len(values) for key, values in tensors.items()}
+            raise ShapeError(f"{name} inputs differ in length: {lengths}; give n rows of each")
+        return tensors
+    return _tensor(source, name)
+
+
+def _tensor(source: Any, name: str) -> Tensor:
+    if isinstance(source, Tensor):
+        tensor = source.detach()
+    else:
+        array = np.asarray(source)
+        if array.dtype.kind not in "biuf":
+            raise ShapeError(f"{name} has values of type {array.dtype}; give numbers")
+        # Torch warns about read-only arrays (memory maps); it is never written to, but a warning
+        # is an error in tests, and a filter would not be safe between threads.
+        tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
+    if tensor.ndim == 0:
+        raise ShapeError(f"{name} is a single number; give one row for each example")
+    return tensor
