@@ -1,0 +1,1 @@
+"""What happens, in which order: flows, their server, and the command line."""

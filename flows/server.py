@@ -30,6 +30,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from flows.locks import convert_lock, lock_held
 from schemas.errors import ServerUnavailable
 from store.workspace import Workspace
 
@@ -41,18 +42,6 @@ LAUNCHER = Path(__file__).resolve().with_name("prefect_server.py")
 # Servers that outlive their starter because another process uses them: kept, so that Popen does
 # not warn about a child that is still running.
 _left_running: list[subprocess.Popen[bytes]] = []
-_lock_descriptors: set[int] = set()
-
-
-def _drop_locks_after_fork() -> None:
-    """A forked child (a data loader's worker) must not keep its parent's server alive."""
-    for descriptor in _lock_descriptors:
-        with contextlib.suppress(OSError):
-            os.close(descriptor)
-    _lock_descriptors.clear()
-
-
-os.register_at_fork(after_in_child=_drop_locks_after_fork)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +78,7 @@ def serving(workspace: Workspace, *, debug: bool = False) -> Iterator[str]:
         with _pointed_at(own, home=None, debug=debug), _log_file(log):
             yield own
         return
-    with _locked(workspace.prefect / "users.lock", fcntl.LOCK_SH) as users:
+    with lock_held(workspace.prefect / "users.lock", fcntl.LOCK_SH) as users:
         started = None
         try:
             record, started = _join_or_start(workspace)
@@ -116,7 +105,7 @@ def recorded_server(workspace: Workspace) -> ServerRecord | None:
 
 def _join_or_start(workspace: Workspace) -> tuple[ServerRecord, subprocess.Popen[bytes] | None]:
     """Return the live server of the workspace, or start one; one process at a time decides."""
-    with _locked(workspace.prefect / "start.lock", fcntl.LOCK_EX):
+    with lock_held(workspace.prefect / "start.lock", fcntl.LOCK_EX):
         record = recorded_server(workspace)
         if record is not None:
             if _healthy(record, START_SECONDS):
@@ -195,11 +184,11 @@ def _healthy(record: ServerRecord, seconds: float) -> bool:
 def _leave(workspace: Workspace, users: int, started: subprocess.Popen[bytes] | None) -> None:
     """Give up this process's use; if it was the last, see the server off."""
     record = recorded_server(workspace)
-    if record is not None and _try_lock(users, fcntl.LOCK_EX):
+    if record is not None and convert_lock(users, fcntl.LOCK_EX):
         # Nobody else: newcomers wait for this lock until the server has gone.
         _terminate(record.pid, started)
         (workspace.prefect / "server.json").unlink(missing_ok=True)
-    elif record is not None and not _try_lock(users, fcntl.LOCK_SH):
+    elif record is not None and not convert_lock(users, fcntl.LOCK_SH):
         # The server saw the lock drop first and is on its way out.
         _wait_for_end(record.pid, started)
     if started is not None and started.poll() is None:
@@ -267,32 +256,6 @@ def _read_record(workspace: Workspace) -> ServerRecord | None:
         return ServerRecord(pid=int(fields["pid"]), port=int(fields["port"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-# -- locks -------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _locked(path: Path, kind: int) -> Iterator[int]:
-    """Hold a flock of the given kind; gives the descriptor."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    _lock_descriptors.add(descriptor)
-    try:
-        fcntl.flock(descriptor, kind)
-        yield descriptor
-    finally:
-        if descriptor in _lock_descriptors:  # not so in a forked child
-            _lock_descriptors.discard(descriptor)
-            os.close(descriptor)
-
-
-def _try_lock(descriptor: int, kind: int) -> bool:
-    """Convert a held lock without waiting; on failure it is lost (flock(2))."""
-    try:
-        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 # -- this process ------------------------------------------------------------------------------

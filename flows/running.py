@@ -1,0 +1,79 @@
+"""`winnow run`: do what is due, start a server only for that, and show the answer."""
+
+from flows import terminal
+from flows.plan import plan
+from flows.summary import last_run_of
+from schemas.errors import NotFound
+from schemas.spec import LoadedSpec
+from store.workspace import Workspace
+from tasks.progress import refuse_second_run
+
+
+def run_spec(
+    loaded: LoadedSpec,
+    workspace: Workspace,
+    *,
+    only: str | None,
+    refresh: list[str],
+    debug: bool,
+    as_json: bool,
+) -> None:
+    """Run whatever a spec still needs, and print the summary of its last run.
+
+    Raises:
+        LedgerHeld: Another process runs in this workspace, or holds its ledger.
+        NotFound: `only` or `refresh` names no stage.
+        WinnowError: Whatever the run ends with.
+    """
+    steps = plan(loaded, workspace)
+    _known([step.stage for step in steps], [*refresh, *([only] if only else [])])
+    due = [step.stage for step in steps if step.done < step.total]
+    if due or refresh:
+        refuse_held_ledger(workspace)
+        terminal.say(f"{loaded.spec.name}: {', '.join(due or refresh)} to do")
+        _run_flow(loaded, workspace, only=only, refresh=refresh, debug=debug)
+    else:
+        terminal.say(f"{loaded.spec.name}: nothing to do, all is done already")
+    _show_answer(loaded, workspace, as_json=as_json)
+
+
+def refuse_held_ledger(workspace: Workspace) -> None:
+    """Find out before a long run whether its results could be written at its end."""
+    refuse_second_run(workspace.progress)
+    if workspace.ledger.is_file():
+        from store.connect import open_ledger
+
+        open_ledger(workspace.ledger).close()
+
+
+def _run_flow(
+    loaded: LoadedSpec, workspace: Workspace, *, only: str | None, refresh: list[str], debug: bool
+) -> None:
+    from flows.server import serving
+
+    options: dict[str, object] = {"refresh": refresh or None}
+    if only is not None:
+        options["only"] = only
+    with serving(workspace, debug=debug), terminal.progress_bars():
+        # Only now: Prefect reads where its server is when it is imported.
+        from flows.curate import curate
+
+        curate(str(loaded.path), workspace=str(workspace.root), **options)
+
+
+def _show_answer(loaded: LoadedSpec, workspace: Workspace, *, as_json: bool) -> None:
+    from tasks.report import render_summary, summary_json
+
+    run_id = last_run_of(workspace, loaded.digest)
+    if run_id is None:
+        terminal.say("nothing has been committed for this spec yet")
+    elif as_json:
+        terminal.out().print(summary_json(workspace.published, run_id), markup=False)
+    else:
+        terminal.show(render_summary(workspace.published, run_id))
+
+
+def _known(stages: list[str], asked: list[str]) -> None:
+    for stage in asked:
+        if stage not in stages:
+            raise NotFound(f"there is no stage '{stage}'; stages are {', '.join(stages)}")

@@ -1,0 +1,113 @@
+"""What a spec means, and how a workspace stands, in rows for a table."""
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+from flows import terminal
+from schemas.errors import NotFound
+from schemas.spec import LoadedSpec
+from store.connect import run_sql
+from store.workspace import Workspace
+from tasks.progress import Outcome, RunProgress, read_progress
+
+LAST_RUNS = (
+    "SELECT run_id, spec_name, status, committed_at, seconds FROM runs "
+    "ORDER BY committed_at DESC NULLS LAST, run_id LIMIT 5"
+)
+
+
+def missing_files(loaded: LoadedSpec) -> list[str]:
+    """Say which files a spec names and nobody can find."""
+    named = [
+        ("data.source", loaded.source_path),
+        ("model.build", loaded.model_path),
+        *((f"model.checkpoints[{i}]", path) for i, path in enumerate(loaded.checkpoint_paths)),
+    ]
+    return [
+        f"{key}: {path} does not exist; paths are relative to the spec file"
+        for key, path in named
+        if path is not None and not path.is_file()
+    ]
+
+
+def meaning(loaded: LoadedSpec) -> Iterator[tuple[str, str]]:
+    """Say in words what a spec asks for."""
+    spec = loaded.spec
+    yield "spec", f"{spec.name} ({loaded.digest}), seed {spec.seed}"
+    corrupt = spec.data.corrupt.labels
+    flipped = f", {corrupt:.0%} of the training labels flipped on purpose" if corrupt else ""
+    yield "data", f"{spec.data.source}{flipped}"
+    options = ", ".join(f"{key} = {value}" for key, value in spec.model.options.items())
+    yield "model", spec.model.build + (f" ({options})" if options else "")
+    train = spec.train
+    if spec.model.checkpoints:
+        yield "checkpoints", f"{len(spec.model.checkpoints)} of your own"
+    else:
+        yield "checkpoints", f"{train.seeds} seeds, {train.epochs} epochs of {train.optimizer}"
+    sizes = " and ".join(f"{alpha:.0%}" for alpha in spec.bank.alpha)
+    yield "bank", f"{spec.bank.models} retrainings on {sizes} of the rows"
+    for name, query in spec.sets.items():
+        yield f"set {name}", query
+    for attribution in spec.attribution:
+        yield f"attribution {attribution.name}", f"{attribution.method}, {attribution.output}"
+    for problem in spec.problem:
+        size = f"{problem.size} rows" if isinstance(problem.size, int) else f"{problem.size:.0%}"
+        asked = f"{problem.kind} {size} for '{problem.targets}' by '{problem.uses}'"
+        yield f"problem {problem.name}", asked
+    if spec.problem:
+        arms = ", ".join(spec.verdict.arms)
+        judged = f"judged on '{spec.verdict.judge_on}'"
+        yield "verdict", f"{spec.verdict.seeds} seeds each against {arms}; {judged}"
+
+
+def show_status(workspace: Workspace, *, as_json: bool) -> None:
+    """Print the progress file and the last published runs; never opens the ledger."""
+    progress = read_progress(workspace.progress)
+    try:
+        published = run_sql(workspace.published, LAST_RUNS)
+    except NotFound:
+        published = None
+    runs = [] if published is None else published.rows
+    columns = () if published is None else published.columns
+    if as_json:
+        state = None if progress is None else asdict(progress)
+        last = [dict(zip(columns, row, strict=True)) for row in runs]
+        terminal.show_json({"workspace": str(workspace.root), "progress": state, "runs": last})
+        return
+    if progress is None and not runs:
+        terminal.say(f"{workspace.root}: nothing has run yet")
+    if progress is not None:
+        terminal.out().print(headline(progress), markup=False)
+        rows = [(stage.stage, f"{stage.done} of {stage.total}") for stage in progress.stages]
+        if rows:
+            terminal.show(terminal.table(("stage", "done"), rows))
+    if runs:
+        terminal.show(terminal.table(columns, runs))
+
+
+def headline(progress: RunProgress) -> str:
+    """Say in one line how the last run stands."""
+    when = terminal.ago(progress.updated_at)
+    said: dict[Outcome, str] = {
+        Outcome.RUNNING: f"is running (process {progress.pid}, last news {when})",
+        Outcome.DONE: f"was done {when}",
+        Outcome.FAILED: f"failed {when}; `winnow run` tries again what is missing",
+        Outcome.STOPPED: f"was stopped {when}; `winnow run` goes on with what is missing",
+    }
+    return f"{progress.label} {said[progress.outcome]}"
+
+
+def last_run_of(workspace: Workspace, digest: str) -> str | None:
+    """Return the id of the last published run of a spec, or None."""
+    if not digest.isalnum():
+        raise ValueError(f"no digest: {digest!r}")
+    query = (
+        f"SELECT run_id FROM runs WHERE spec_digest = '{digest}' "  # noqa: S608 - hex, as checked
+        "ORDER BY committed_at DESC LIMIT 1"
+    )
+    try:
+        rows: list[Any] = run_sql(workspace.published, query).rows
+    except NotFound:
+        return None
+    return rows[0][0] if rows else None
