@@ -1,6 +1,8 @@
 """Manifests, data set facts and declared metrics."""
 
 import re
+import subprocess
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -139,9 +141,6 @@ def test_a_misspelt_metric_is_told_its_neighbour() -> None:
 
 
 def test_errors_can_be_had_without_pydantic() -> None:
-    import subprocess
-    import sys
-
     code = "import sys, schemas.errors; sys.exit('pydantic' in sys.modules)"
     root = Path(__file__).parents[2]
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0

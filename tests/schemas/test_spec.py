@@ -1,3 +1,5 @@
+import json
+import tomllib
 from pathlib import Path
 
 import jsonschema
@@ -185,9 +187,6 @@ def test_the_checked_in_json_schema_is_current() -> None:
 
 @pytest.mark.parametrize("text", [MINIMAL, FULL])
 def test_the_json_schema_accepts_what_loads(tmp_path: Path, text: str) -> None:
-    import json
-    import tomllib
-
     jsonschema.validate(tomllib.loads(text), json.loads(schema_text()))
 
 
