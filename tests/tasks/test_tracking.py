@@ -152,7 +152,7 @@ def test_what_a_crash_left_is_cleared_and_sent_again(workspace, client, monkeypa
 
 
 def test_the_run_of_mlflow_run_is_adopted_as_the_parent(workspace, client, monkeypatch) -> None:
-    experiment = client.create_experiment("project")
+    experiment = client.create_experiment("project", workspace.mlartifacts.as_uri())
     opened = client.create_run(experiment).info.run_id
     monkeypatch.setenv("MLFLOW_RUN_ID", opened)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_uri(workspace))
@@ -166,7 +166,7 @@ def test_the_run_of_mlflow_run_is_adopted_as_the_parent(workspace, client, monke
 
 
 def test_a_second_adopted_run_points_at_the_first(workspace, client, monkeypatch) -> None:
-    experiment = client.create_experiment("project")
+    experiment = client.create_experiment("project", workspace.mlartifacts.as_uri())
     first, second = (client.create_run(experiment).info.run_id for _ in range(2))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_uri(workspace))
     monkeypatch.setenv("MLFLOW_RUN_ID", first)
@@ -199,7 +199,8 @@ def test_a_database_that_mlflow_cannot_open_is_our_error(workspace) -> None:
 
 
 def test_a_deleted_experiment_is_taken_up_again(workspace, client) -> None:
-    client.delete_experiment(client.create_experiment("digits"))
+    place = workspace.mlartifacts.as_uri()
+    client.delete_experiment(client.create_experiment("digits", place))
     assert send(workspace)["sent"]
 
 
