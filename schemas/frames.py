@@ -2,7 +2,8 @@
 
 A schema knows columns, types, what may be null and what holds within a row. Order is never
 implied: rows carry their ids. Floats are finite unless they are null. Ids of runs, data sets,
-attributions and so on are text; ids of examples are 32-bit integers.
+attributions and so on are text; ids of examples are 32-bit integers; counts are what Polars makes
+of Python integers, though the ledger keeps them in 32 bits.
 """
 
 import dataframely as dy
@@ -19,7 +20,7 @@ class RunFrame(dy.Schema):
     spec_name = dy.String(min_length=1)
     spec_digest = dy.String(min_length=1)
     spec_toml = dy.String()
-    status = dy.String(min_length=1)
+    status = dy.String(regex="^(committed|failed)$")
     seed = dy.Int64(min=0)
     device = dy.String(regex="^(cpu|cuda)$")
     code_version = dy.String()
@@ -31,21 +32,21 @@ class RunFrame(dy.Schema):
 class ExampleFrame(dy.Schema):
     """One row: one example as it is used; targets are text, a class name or a number.
 
-    `true_target` differs from `target` where a label was changed on purpose.
+    `true_target` differs from `target` where a label was changed on purpose; null is unknown.
     """
 
     dataset_id = dy.String(primary_key=True, min_length=1)
     example_id = dy.Int32(primary_key=True, min=0)
     split = dy.String(regex="^(train|test)$")
     target = dy.String()
-    true_target = dy.String()
+    true_target = dy.String(nullable=True)
     content_hash = dy.String(regex="^[0-9a-f]+$")
     source_id = dy.String(nullable=True)
     metadata = dy.String(nullable=True)
 
 
 class AttributionFrame(dy.Schema):
-    """One row: one attribution of one run; `kept` scores of each query are in `scores`."""
+    """One row: one attribution of one run; `kept` counts its rows in `scores`."""
 
     attribution_id = dy.String(primary_key=True, min_length=1)
     run_id = dy.String(min_length=1)
@@ -54,19 +55,19 @@ class AttributionFrame(dy.Schema):
     method = dy.String(min_length=1)
     output = dy.String(min_length=1)
     options = dy.String()
-    n_train = dy.Int32(min=1)
-    n_query = dy.Int32(min=1)
+    n_train = dy.Int64(min=1)
+    n_query = dy.Int64(min=1)
     fingerprint = dy.String(nullable=True)
     damping = dy.Float64(nullable=True, min_exclusive=0)
     damping_from = dy.String(nullable=True)
     device = dy.String(regex="^(cpu|cuda)$")
     seconds = dy.Float64(min=0)
-    kept = dy.Int32(min=0)
+    kept = dy.Int64(min=0)
 
     @dy.rule()
     def kept_is_no_more_than_all(cls) -> pl.Expr:  # noqa: N805  dataframely's rules take the class
-        """A query has one score for each training row."""
-        return pl.col("kept") <= pl.col("n_train")
+        """At most one score for each pair."""
+        return pl.col("kept") <= pl.col("n_train") * pl.col("n_query")
 
 
 class ScoreFrame(dy.Schema):
@@ -102,7 +103,7 @@ class BankFrame(dy.Schema):
     kind = dy.String(regex=KIND_OF_RETRAINING)
     alpha = dy.Float64(nullable=True, min_exclusive=0, max=1)
     seed = dy.Int64(min=0)
-    n_rows = dy.Int32(min=1)
+    n_rows = dy.Int64(min=1)
     mask = dy.String(regex="^[01]+$")
 
     @dy.rule()
@@ -134,10 +135,9 @@ class LdsFrame(dy.Schema):
     ceiling = dy.Float64(nullable=True, min=0, max=1)
     relative = dy.Float64(nullable=True)
     null_sd = dy.Float64(nullable=True, min=0)
-    n_masks = dy.Int32(min=2)
-    # The mean over subsets, where they were not trained equally often.
-    n_seeds = dy.Float64(nullable=True, min=1)
-    n_queries = dy.Int32(min=1)
+    n_masks = dy.Int64(min=2)
+    n_seeds = dy.Int64(min=1)
+    n_queries = dy.Int64(min=1)
 
     @dy.rule()
     def one_row_for_each_size(cls) -> pl.Expr:  # noqa: N805
@@ -154,8 +154,8 @@ class SolutionFrame(dy.Schema):
     problem = dy.String(min_length=1)
     kind = dy.String(min_length=1)
     status = dy.String(min_length=1)
-    size = dy.Int32(min=0)
-    n_pool = dy.Int32(min=1)
+    size = dy.Int64(min=0)
+    n_pool = dy.Int64(min=1)
     value = dy.Float64()
     bound = dy.Float64()
     gap = dy.Float64(min=0)
@@ -172,13 +172,13 @@ class SolutionFrame(dy.Schema):
 
 
 class SolutionRowFrame(dy.Schema):
-    """One row: one example of the pool, chosen or not; `position` is its place, from 0."""
+    """One row: one example of the pool, chosen or not; `position` 1 is the most useful."""
 
     solution_id = dy.String(primary_key=True, min_length=1)
     example_id = dy.Int32(primary_key=True, min=0)
     chosen = dy.Bool()
     utility = dy.Float64()
-    position = dy.Int32(min=0)
+    position = dy.Int32(nullable=True, min=1)
 
 
 class VerdictFrame(dy.Schema):
@@ -192,8 +192,8 @@ class VerdictFrame(dy.Schema):
     run_id = dy.String(min_length=1)
     solution_id = dy.String(min_length=1)
     arm = dy.String(min_length=1)
-    n_rows = dy.Int32(min=1)
-    seeds = dy.Int32(min=2)
+    n_rows = dy.Int64(min=1)
+    seeds = dy.Int64(min=2)
     accuracy = dy.Float64(nullable=True, min=0, max=1)
     # A t-interval may reach beyond what an accuracy can be.
     accuracy_low = dy.Float64(nullable=True)

@@ -239,8 +239,10 @@ def test_one_mistake_in_what_must_be_there_gives_one_line(
 def test_weights_of_ones_own_have_no_early_epochs() -> None:
     text = "model.checkpoints = ['a.pt']" + MINIMAL + "checkpoints = 'early'"
     assert problems(text) == (
-        "attribution[0].checkpoints: weights of one's own have no early epochs; "
-        "write 'full', or leave out model.checkpoints",
+        (
+            "attribution[0].checkpoints: weights of one's own have no early epochs; "
+            "write 'full', or leave out model.checkpoints"
+        ),
     )
 
 

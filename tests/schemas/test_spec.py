@@ -130,7 +130,7 @@ def test_a_reference_names_a_file_and_a_function(text: str) -> None:
 def test_a_spec_cannot_be_changed() -> None:
     spec = parse_spec(minimal())
     with pytest.raises(ValidationError):
-        spec.seed = 3  # type: ignore[misc]
+        spec.seed = 3
 
 
 def models_within(model: type[BaseModel]) -> set[type[BaseModel]]:
