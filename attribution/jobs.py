@@ -1,0 +1,176 @@
+"""One training of many models, checked before anything is computed.
+
+A `Job` is what all its models share: data on the device, the recipe, masks [M, n] and seeds [M],
+and the path on which gradients are computed. It trains nothing.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from attribution.anymodel import needs_loop, vmap_works
+from attribution.devices import resolve
+from attribution.models import ModelLike, fresh
+from attribution.outputs import Task, check_targets, task_of
+from attribution.recipe import Recipe
+from attribution.stacked import Layer, layers_of
+from attribution.streams import checked_seed
+from schemas.errors import DataError, RecipeError, ShapeError
+
+Arrays = tuple[Tensor | npt.NDArray[Any], Tensor | npt.NDArray[Any]]
+
+
+class TrainingPath(StrEnum):
+    """How gradients are computed."""
+
+    STACKED = "stacked"
+    VMAP = "vmap"
+    LOOP = "loop"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What all chunks of one training share; tensors are on the device already."""
+
+    model: ModelLike
+    template: nn.Module
+    layers: tuple[Layer, ...] | None
+    path: TrainingPath
+    inputs: Tensor
+    targets: Tensor
+    task: Task
+    recipe: Recipe
+    masks: npt.NDArray[np.bool_]
+    seeds: tuple[int, ...]
+    dtype: torch.dtype
+    device: str
+
+    def key(self) -> bytes:
+        """Digest of what a saved state depends on, the data's values apart."""
+        parts = (self.recipe, self.seeds, str(self.dtype), self.masks.shape)
+        digest = hashlib.sha256(repr(parts).encode())
+        digest.update(np.packbits(self.masks).tobytes())
+        return digest.digest()
+
+
+def make_job(
+    model: ModelLike,
+    train: Arrays,
+    masks: npt.ArrayLike,
+    seeds: Sequence[int] | npt.NDArray[np.integer[Any]],
+    recipe: Recipe,
+    task: str | None,
+    device: str,
+    dtype: torch.dtype,
+) -> Job:
+    """Check everything, try the model on one row, and choose the path."""
+    where = resolve(device)
+    inputs, targets, kind = checked_data(train, task, dtype, where)
+    rows, numbers = _checked_masks(masks, seeds, len(inputs))
+    template = fresh(model, numbers[0]).to(device=where, dtype=dtype)
+    _try_forward(template, inputs, targets)
+    layers = layers_of(template, inputs.shape[1:]) if inputs.is_floating_point() else None
+    path = TrainingPath.STACKED
+    if layers is None:
+        params, constants = split_state(template)
+        path = TrainingPath.LOOP
+        if not needs_loop(template) and vmap_works(
+            template, params, constants, inputs=inputs, targets=targets, task=kind
+        ):
+            path = TrainingPath.VMAP
+    return Job(
+        model=model,
+        template=template,
+        layers=layers,
+        path=path,
+        inputs=inputs,
+        targets=targets,
+        task=kind,
+        recipe=recipe,
+        masks=rows,
+        seeds=numbers,
+        dtype=dtype,
+        device=where,
+    )
+
+
+def checked_data(
+    train: Arrays, task: str | None, dtype: torch.dtype, device: str
+) -> tuple[Tensor, Tensor, Task]:
+    """Inputs [n, ...] and targets [n] on the device, in the types that training needs."""
+    inputs, targets = (torch.as_tensor(part) for part in train)
+    if len(inputs) != len(targets) or len(inputs) == 0:
+        raise ShapeError(
+            f"{len(inputs)} inputs and {len(targets)} targets; give one target for each input"
+        )
+    kind = task_of(targets) if task is None else Task(task)
+    if kind is Task.REGRESSION:
+        targets = targets.to(dtype)
+        if targets.ndim == 2 and targets.shape[1] == 1:
+            targets = targets.squeeze(1)
+    else:
+        if targets.is_floating_point():
+            raise ShapeError("classification needs integer class indices; these are floating")
+        targets = targets.long()
+    if targets.ndim != 1:
+        raise ShapeError(f"targets have shape {tuple(targets.shape)}; give one number a row")
+    if inputs.is_floating_point():
+        bad = ~torch.isfinite(inputs.flatten(1) if inputs.ndim > 1 else inputs.unsqueeze(1)).all(1)
+        if bool(bad.any()):
+            row = int(bad.nonzero()[0])
+            raise DataError(f"input row {row} is NaN or infinite; drop or repair it")
+        inputs = inputs.to(dtype)
+    return inputs.to(device), targets.to(device), kind
+
+
+def _checked_masks(
+    masks: npt.ArrayLike, seeds: Sequence[int] | npt.NDArray[np.integer[Any]], n_train: int
+) -> tuple[npt.NDArray[np.bool_], tuple[int, ...]]:
+    rows = np.asarray(masks)
+    if rows.dtype != np.bool_ or rows.ndim != 2 or rows.shape[1] != n_train or len(rows) == 0:
+        raise ShapeError(
+            f"masks are {rows.dtype} of shape {rows.shape}; give bool [models, {n_train}]"
+        )
+    if len(seeds) != len(rows):
+        raise ShapeError(f"{len(seeds)} seeds for {len(rows)} masks; give one for each")
+    empty = np.flatnonzero(~rows.any(axis=1))
+    if len(empty):
+        raise ShapeError(f"mask {empty[0]} holds no row; there is nothing to train on")
+    return rows, tuple(checked_seed(seed) for seed in seeds)
+
+
+def _try_forward(template: nn.Module, inputs: Tensor, targets: Tensor) -> None:
+    template.eval()
+    try:
+        with torch.no_grad():
+            logits = template(inputs[:1])
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise RecipeError(
+            f"the model cannot take inputs of shape {tuple(inputs.shape[1:])} and type "
+            f"{inputs.dtype}: {reason}"
+        ) from error
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise RecipeError(f"the model returned {found} for one input; return a tensor [n, outputs]")
+    check_targets(logits.expand(len(targets), -1), targets)
+    if targets.is_floating_point() and logits.shape[1] != 1:
+        raise ShapeError(f"a regression needs a model with 1 output; this has {logits.shape[1]}")
+
+
+def split_state(module: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """(parameters that train, frozen parameters and persistent buffers), by name."""
+    trainable: dict[str, Tensor] = {}
+    constants: dict[str, Tensor] = {}
+    for name, parameter in module.named_parameters():
+        (trainable if parameter.requires_grad else constants)[name] = parameter.detach()
+    persistent = module.state_dict().keys()
+    constants |= {name: value for name, value in module.named_buffers() if name in persistent}
+    return trainable, constants
