@@ -112,12 +112,18 @@ def foreign_home(name: str) -> str | None:
 
 def mlflow_package() -> Finding:
     """A folder called mlflow must not stand before the package of that name."""
+    advice = "run `pip install mlflow`, and see PYTHONPATH"
+    try:
+        distribution = importlib.metadata.distribution("mlflow")
+    except importlib.metadata.PackageNotFoundError:
+        return fail("mlflow package", "not installed", advice)
+    installed = Path(str(distribution.locate_file("mlflow/__init__.py"))).resolve()
     spec = importlib.util.find_spec("mlflow")
     origin = None if spec is None else spec.origin
-    if origin is None or Path(origin).resolve().is_relative_to(CHECKOUT / "mlflow"):
-        found = "a folder of that name was found instead"
-        return fail("mlflow package", found, "run `pip install mlflow`, and see PYTHONPATH")
-    return ok("mlflow package", str(Path(origin).parent))
+    if origin is None or Path(origin).resolve() != installed:
+        found = f"{origin or 'a folder without code'} stands before {installed.parent}"
+        return fail("mlflow package", found, advice)
+    return ok("mlflow package", str(installed.parent))
 
 
 def machine() -> Iterator[Finding]:

@@ -6,7 +6,7 @@ from flows.summary import last_run_of
 from schemas.errors import NotFound
 from schemas.spec import LoadedSpec
 from store.workspace import Workspace
-from tasks.progress import refuse_second_run
+from tasks.progress import recording, refuse_second_run
 
 
 def run_spec(
@@ -47,18 +47,24 @@ def refuse_held_ledger(workspace: Workspace) -> None:
 
 
 def _run_flow(
-    loaded: LoadedSpec, workspace: Workspace, *, only: str | None, refresh: list[str], debug: bool
+    loaded: LoadedSpec,
+    workspace: Workspace,
+    *,
+    only: str | None,
+    refresh: list[str],
+    debug: bool,
 ) -> None:
     from flows.server import serving
 
-    options: dict[str, object] = {"refresh": refresh or None}
-    if only is not None:
-        options["only"] = only
-    with serving(workspace, debug=debug), terminal.progress_bars():
+    with (
+        recording(workspace.progress, loaded.spec.name),
+        serving(workspace, debug=debug),
+        terminal.progress_bars(),
+    ):
         # Only now: Prefect reads where its server is when it is imported.
         from flows.curate import curate
 
-        curate(str(loaded.path), workspace=str(workspace.root), **options)
+        curate(str(loaded.path), workspace=str(workspace.root), refresh=refresh or None, only=only)
 
 
 def _show_answer(loaded: LoadedSpec, workspace: Workspace, *, as_json: bool) -> None:

@@ -98,6 +98,9 @@ def listening(listener: Listener) -> Iterator[None]:
 def recording(path: Path, label: str = "") -> Iterator[None]:
     """Keep the progress of one run in a file, until it ends well or badly.
 
+    Within a recording of the same file it does nothing: the command line records from before the
+    server starts, and the flow records by itself when a worker runs it.
+
     Args:
         path: The progress file (``Workspace.progress``).
         label: What is being run, for people: the name of the spec.
@@ -106,6 +109,9 @@ def recording(path: Path, label: str = "") -> Iterator[None]:
         LedgerHeld: Another run of the workspace goes on; the message names its pid.
     """
     global _recorder
+    if _recorder is not None and _recorder.path == path:
+        yield
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     with _lock_file(path).open("ab") as lock:
         try:

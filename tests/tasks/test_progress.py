@@ -98,13 +98,33 @@ def test_listeners_hear_every_advance_from_any_thread_until_they_leave() -> None
     assert sorted(state.done for state in heard) == list(range(8))
 
 
+SECOND = (
+    "import sys; from pathlib import Path; from tasks.progress import recording\n"
+    "with recording(Path(sys.argv[1]), 'second'): pass"
+)
+
+
+def test_a_recording_within_a_recording_of_the_same_run_is_the_same_run(tmp_path: Path) -> None:
+    path = tmp_path / "progress.json"
+    with recording(path, "digits"):
+        with recording(path, "digits again"):
+            advance("train", 1, 2)
+        progress = read_progress(path)
+    assert progress is not None
+    assert (progress.label, progress.outcome) == ("digits", Outcome.RUNNING)
+    assert progress.stages[0].done == 1
+
+
 def test_a_workspace_has_one_run_at_a_time(tmp_path: Path) -> None:
     path = tmp_path / "progress.json"
     with recording(path, "digits"):
-        for second in (lambda: refuse_second_run(path), recording(path, "other").__enter__):
-            with pytest.raises(LedgerHeld, match=f"process {os.getpid()} runs 'digits'"):
-                second()
+        with pytest.raises(LedgerHeld, match=f"process {os.getpid()} runs 'digits'"):
+            refuse_second_run(path)
+        second = subprocess.run(
+            [sys.executable, "-c", SECOND, str(path)], capture_output=True, text=True, check=False
+        )
         advance("train", 1, 2)
+    assert f"LedgerHeld: process {os.getpid()} runs 'digits'" in second.stderr
     refuse_second_run(path)
     with recording(path, "other"):
         pass
