@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from attribution.bank import RetrainBank
 from attribution.evaluate import alpha_rows, lds, mask_groups, subset_sums
 from attribution.statistics import (
     anova_reliability,
@@ -163,7 +164,7 @@ def test_bootstrap_ranks_are_those_of_the_written_out_resample() -> None:
     rng = np.random.default_rng(10)
     values = rng.integers(0, 5, (9, 1)).astype(float)
     counts = rng.multinomial(9, np.full(9, 1 / 9), size=4)
-    ranks = _resampled_ranks(values, counts.astype(np.float32))[0] / 2
+    ranks = _resampled_ranks(values, counts.astype(np.float32))[:, 0] / 2
     for row, count in zip(ranks, counts, strict=True):
         written = np.repeat(np.arange(9), count)
         want = stats.rankdata(values[written, 0])
@@ -181,7 +182,8 @@ def test_the_interval_covers_the_truth_as_often_as_it_says(models: int, n_query:
         scores = tau + rng.uniform(0.3, 2, (n_query, 1)) * rng.standard_normal(tau.shape)
         results.append(lds(scores, bank, resamples=300))
     truth = np.mean([result.mean for result in results])
-    covered = coverage(*np.transpose([result.interval for result in results]), truth)
+    low, high = np.transpose([result.interval for result in results])
+    covered = coverage(low, high, truth)
     assert 0.91 <= covered <= 0.985
 
 
@@ -246,6 +248,20 @@ def test_outputs_of_pure_seed_noise_have_a_low_ceiling() -> None:
     assert result.ceiling == 0
     assert result.relative is None
     assert "seeds" in result.ceiling_note
+
+
+def test_a_retrain_bank_and_its_evaluating_part_are_scored() -> None:
+    tau, made = linear_world(16, models=60)
+    bank = RetrainBank(
+        masks=made.masks, outputs=made.outputs, seeds=np.arange(120), alpha=made.alpha
+    )
+    whole = lds(tau, bank)
+    np.testing.assert_allclose(whole.per_query, lds(tau, made).per_query, atol=1e-3)
+    _, evaluating = bank.split(0.5, seed=0)
+    part = lds(tau, evaluating)
+    assert part.n_masks == 30
+    assert part.n_seeds == 2
+    assert part.mean == pytest.approx(whole.mean, abs=0.1)
 
 
 def test_the_null_spread_is_that_of_one_query() -> None:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from attribution.bank import RetrainBank
 from attribution.statistics import coverage
 from optimize.surrogate import calibrate
 from schemas.errors import ShapeError
@@ -101,6 +102,22 @@ def test_means_and_errors_are_those_of_textbook_regression() -> None:
             assert change_sd[m, q] == pytest.approx(spread * np.sqrt(2 + leverage))
     low, high = model.interval(mean, sd, confidence=0.9)
     np.testing.assert_allclose((high - low) / 2, stats.t.ppf(0.95, 57) * sd)
+
+
+def test_a_retrain_bank_is_calibrated_and_other_outputs_are_refused() -> None:
+    tau, made = world(3, noise=3.0)
+    bank = RetrainBank(masks=made.masks, outputs=made.outputs, seeds=np.arange(60))
+    model = calibrate(tau, bank)
+    np.testing.assert_allclose(model.scale, calibrate(tau, made).scale, rtol=1e-5)
+    np.testing.assert_allclose(model.averaged([1]).scale, model.scale[1])
+
+    class Scored(np.ndarray):
+        record: dict[str, str]
+
+    scores = tau.view(Scored)
+    scores.record = {"output": "loss"}
+    with pytest.raises(ShapeError, match="'loss' and the bank holds 'margin'"):
+        calibrate(scores, bank)
 
 
 def test_row_weights_count_like_repeated_rows() -> None:
