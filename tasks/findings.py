@@ -9,8 +9,6 @@ import math
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +17,9 @@ import polars as pl
 
 from schemas.errors import NotFound
 from store.connect import frame, open_published
+from store.statements import named_statements
 
-FLIPS_SHOWN = 8
+WORST_KEPT = 12  # enough for a gallery; the terminal shows fewer
 
 
 @dataclass(frozen=True)
@@ -189,14 +188,6 @@ class Findings:
     a_query: int | None
 
 
-@cache
-def statements() -> dict[str, str]:
-    """The named statements of ``schemas/sql/report.sql``."""
-    text = (files("schemas") / "sql" / "report.sql").read_text(encoding="utf-8")
-    parts = text.split("-- name: ")[1:]
-    return {name.strip(): body.strip() for name, _, body in (p.partition("\n") for p in parts)}
-
-
 def gather(source: Source, run_id: str | None = None) -> Findings:
     """Read one run; the last committed one if none is named.
 
@@ -212,7 +203,9 @@ def gather(source: Source, run_id: str | None = None) -> Findings:
     run = runs[0]
     dataset = run["dataset_id"]
     counts = _rows(source, "example_counts", dataset=dataset)[0]
-    queries = _rows(source, "a_query", run=run_id)
+    methods = _methods(source, run_id)
+    scored = [method.attribution_id for method in methods]
+    queries = _rows(source, "a_query", attributions=scored)
     return Findings(
         path=Path(source.path),
         run_id=run_id,
@@ -227,7 +220,7 @@ def gather(source: Source, run_id: str | None = None) -> Findings:
         n_train=counts["n_train"],
         n_test=counts["n_test"],
         n_flipped=counts["n_flipped"],
-        methods=_methods(source, run_id, dataset),
+        methods=methods,
         answers=_answers(source, run_id, dataset),
         a_query=queries[0]["query_id"] if queries else None,
     )
@@ -264,9 +257,10 @@ def _latest(source: Source) -> str:
     return rows[0]["run_id"]
 
 
-def _methods(source: Source, run_id: str, dataset: str) -> tuple[Method, ...]:
+def _methods(source: Source, run_id: str) -> tuple[Method, ...]:
+    attributions = _rows(source, "attributions", run=run_id)
     fidelity: dict[str, list[Fidelity]] = {}
-    for row in _rows(source, "lds", run=run_id):
+    for row in _rows(source, "lds", attributions=[row["attribution_id"] for row in attributions]):
         lds = _interval(row, "mean", "low", "high")
         names = ("alpha", "ceiling", "relative", "null_sd", "n_masks", "n_seeds", "n_queries")
         if lds is not None:
@@ -285,11 +279,11 @@ def _methods(source: Source, run_id: str, dataset: str) -> tuple[Method, ...]:
             seconds=row["seconds"],
             n_query=row["n_query"] or 0,
             worst=_worst(
-                _frame(source, "effects", dataset=dataset, attribution=row["attribution_id"])
+                _frame(source, "effects", attribution=row["attribution_id"], n=WORST_KEPT)
             ),
             fidelity=tuple(fidelity.get(row["attribution_id"], ())),
         )
-        for row in _rows(source, "attributions", run=run_id)
+        for row in attributions
     )
 
 
@@ -354,7 +348,7 @@ def _worst(rows: pl.DataFrame) -> tuple[Row, ...]:
             true_label=row["true_target"],
             utility=math.nan if row["utility"] is None else float(row["utility"]),
         )
-        for row in rows.head(FLIPS_SHOWN).iter_rows(named=True)
+        for row in rows.head(WORST_KEPT).iter_rows(named=True)
     )
 
 
@@ -366,7 +360,7 @@ def _interval(row: dict[str, Any], mean: str, low: str, high: str) -> Interval |
 
 
 def _frame(source: Source, statement: str, **parameters: Any) -> pl.DataFrame:
-    return source.query(statements()[statement], parameters)
+    return source.query(named_statements("findings.sql")[statement], parameters)
 
 
 def _rows(source: Source, statement: str, **parameters: Any) -> list[dict[str, Any]]:

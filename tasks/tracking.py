@@ -17,9 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
-
 from schemas.errors import NotFound, ServerUnavailable
 from store.workspace import Workspace
 from tasks.entries import SOURCE_TAG, Entry, digest_of, entries, refuse_undeclared
@@ -111,9 +108,6 @@ def log_run(
         if not adopted:
             client.set_terminated(parent_id)
     return receipt | {"run_id": parent_id, "children": len(children), "sent": True}
-
-
-track = task(name="track", cache_policy=NO_CACHE)(log_run)
 
 
 def tracking_uri(workspace: Workspace, uri: str | None = None) -> str:

@@ -1,0 +1,80 @@
+"""The whole: from rows to a decision that retraining has judged."""
+
+from collections.abc import Callable
+
+from prefect import flow, unmapped
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from tasks.bank import extend_bank, pending_chunks
+from tasks.blueprint import Job, attribution_names, problem_names
+from tasks.commit import commit
+from tasks.featurize import featurize_shard, pending_features
+from tasks.outbox import send
+from tasks.preflight import discard, ingest_rows, open_job
+from tasks.score import evaluate, score
+from tasks.solve import solve
+from tasks.train import train
+from tasks.verdict import judge
+
+
+def extend(job: Job) -> None:
+    """Retrain what the bank lacks."""
+    extend_bank.map(unmapped(job), pending_chunks(job)).result()
+
+
+def featurize(job: Job) -> None:
+    """Sketch the gradients that are not sketched yet."""
+    shards, total = pending_features(job)
+    featurize_shard.map(unmapped(job), shards, unmapped(total)).result()
+
+
+def each(step: Callable[..., object], names: Callable[[Job], list[str]]) -> Callable[[Job], None]:
+    """A step that does one thing after another, by name."""
+
+    def do(job: Job) -> None:
+        for name in names(job):
+            step(job, name)
+
+    return do
+
+
+# Stages by name, in the order in which they run; the rows come before them.
+STEPS: dict[str, Callable[[Job], object]] = {
+    "checkpoints": train,
+    "bank": extend,
+    "features": featurize,
+    "scores": each(score, attribution_names),
+    "lds": each(evaluate, attribution_names),
+    "solution": each(solve, problem_names),
+    "verdict": each(judge, problem_names),
+    "run": commit,
+    "tracking": send,
+}
+
+
+@flow(name="curate", task_runner=ThreadPoolTaskRunner(max_workers=2))
+def curate(
+    spec: str,
+    workspace: str | None = None,
+    refresh: list[str] | None = None,
+    only: str | None = None,
+) -> None:
+    """Score the training rows, choose which to keep, prove it by retraining, and record it all.
+
+    Args:
+        spec: Path of the TOML spec.
+        workspace: Folder of results; by default `.winnow` beside the spec.
+        refresh: Stages to do again although they are done.
+        only: Stop after this stage.
+    """
+    job = open_job(spec, workspace)
+    again = refresh or []
+    discard(job, [stage for stage in again if stage == "data"])
+    job = ingest_rows(job)
+    discard(job, again)
+    for stage, step in STEPS.items():
+        if only == "data":
+            return
+        step(job)
+        if stage == only:
+            return

@@ -1,0 +1,67 @@
+"""What is sealed already and what a run would do, counted without doing any of it."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from schemas.spec import LoadedSpec
+from store.artifacts import Artifacts
+from store.workspace import Workspace
+from tasks.blueprint import STAGES, Blueprint
+from tasks.ingest import STAGE as DATA
+from tasks.ingest import data_key
+from tasks.sources import source_digest
+
+
+class PlanStep(NamedTuple):
+    """One stage of a run.
+
+    Attributes:
+        stage: Its name, as ``--only`` and ``--refresh`` take it.
+        done: Artifacts of the stage that are sealed.
+        total: Artifacts of the stage that the spec asks for.
+        detail: What one of them is.
+    """
+
+    stage: str
+    done: int
+    total: int
+    detail: str
+
+
+def plan(loaded: LoadedSpec, workspace: Workspace) -> list[PlanStep]:
+    """Every stage with what is done of it, in the order in which they run.
+
+    Raises:
+        RequestError: The source cannot be read, or a set of examples cannot be used.
+    """
+    digest = source_digest(loaded.spec.data.source, loaded.source_path)
+    data = Artifacts(workspace.artifacts).find(DATA, data_key(loaded.spec, digest))
+    if data is None:
+        return [PlanStep(stage, 0, 1, "after the data is read") for stage in STAGES]
+    return [
+        PlanStep(DATA, 1, 1, "rows, split and checked"),
+        *_steps(Blueprint(loaded, workspace, data)),
+    ]
+
+
+def _steps(plan: Blueprint) -> Iterator[PlanStep]:
+    spec = plan.spec
+    details = {
+        "data": "rows, split and checked",
+        "checkpoints": "models of all training rows",
+        "bank": f"chunks of {spec.bank.models} retrainings",
+        "features": "gradients of one checkpoint on one block of rows",
+        "scores": "attributions",
+        "lds": "evaluations on retrained models",
+        "solution": "problems",
+        "verdict": f"{spec.verdict.seeds} retrainings of each arm",
+        "run": "ledger and published snapshot",
+        "tracking": "MLflow",
+    }
+    for stage, detail in details.items():
+        keys = plan.keys(stage)
+        sealed = [key for key in keys if key and plan.artifacts.find(stage, key)]
+        done = len(sealed)
+        if stage == "run" and not plan.workspace.published.is_file():
+            done = 0  # the snapshot was removed; committing again makes it anew
+        yield PlanStep(stage, done, len(keys), detail)

@@ -1,0 +1,591 @@
+"""Every artifact that a spec implies, named before anything is computed.
+
+A blueprint knows the keys of checkpoints, bank chunks, feature shards, scores, solutions, verdicts
+and of the run itself; tasks look up what is sealed under a key and make what is missing, and
+`flows.plan` counts. Keys follow the data: a checkpoint's features are named by the digest of its
+weights, so whatever lies behind a checkpoint must exist before what follows can be named.
+"""
+
+import functools
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import AwareDatetime, Field
+
+from schemas.errors import CorruptArtifact, QueryError, RequestError
+from schemas.frozen import Frozen, digest_of
+from schemas.manifest import Manifest
+from schemas.spec import AttributionSpec, LoadedSpec, ProblemSpec, load_spec
+from store.artifacts import Artifacts, artifact_key
+from store.datasets import StoredDataset, load_dataset, select_ids
+from store.workspace import Workspace
+from tasks.ingest import SCALING_FILE
+from tasks.recipes import recipe_digest
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from attribution.training import Recipe
+
+# Raised when the numbers that a stage makes change; old artifacts then simply no longer match.
+VERSIONS = {
+    "checkpoints": 1,
+    "bank": 1,
+    "features": 1,
+    "scores": 1,
+    "lds": 1,
+    "solution": 1,
+    "verdict": 1,
+    "run": 1,
+    "tracking": 1,
+}
+STAGES = ("data", *VERSIONS)
+
+# Rows of one feature shard, models of one bank chunk: what a killed run can lose.
+SHARD_ROWS = 8_192
+CHUNK_MODELS = 40
+
+IntArray = NDArray[np.int64]
+
+
+class Job(Frozen):
+    """Which spec is worked on, and where: all that a task needs to be told."""
+
+    spec: Path
+    """The TOML file, absolute."""
+    workspace: Path
+    """The workspace's folder, absolute."""
+    data: str = ""
+    """Key of the ingested data; empty before the first stage."""
+    started_at: AwareDatetime = Field(default_factory=lambda: datetime.now(UTC))
+    """When the work began."""
+
+
+class FeatureShard(NamedTuple):
+    """One checkpoint's sketches of one block of rows.
+
+    Attributes:
+        key: The artifact's key.
+        attribution: Name of an attribution that needs it; others may share it.
+        checkpoint: Place of the checkpoint among the attribution's own.
+        side: "train" or "query".
+        start: First row of the block, among the training rows or the scored queries.
+        stop: One past its last row.
+    """
+
+    key: str
+    attribution: str
+    checkpoint: int
+    side: str
+    start: int
+    stop: int
+
+
+class Weights(NamedTuple):
+    """Where one checkpoint's parameters are: a model of a sealed stack."""
+
+    manifest: Manifest
+    place: int
+    digest: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class BankPlan:
+    """Every retraining that the bank holds.
+
+    Attributes:
+        masks: bool [n_models, n_train], by training row.
+        seeds: int64 [n_models].
+        alpha: float64 [n_models], share of the training rows in each subset.
+        kinds: "calibrate" or "evaluate" [n_models]; both rows of a mask are of one kind.
+        chunks: Row numbers that are trained together.
+    """
+
+    masks: NDArray[np.bool_]
+    seeds: IntArray
+    alpha: NDArray[np.float64]
+    kinds: NDArray[np.str_]
+    chunks: tuple[IntArray, ...]
+
+    def rows(self, kind: str) -> IntArray:
+        """Row numbers of one kind."""
+        return np.flatnonzero(self.kinds == kind)
+
+
+class Blueprint:
+    """What one spec asks for, on one data set, in one workspace."""
+
+    def __init__(self, loaded: LoadedSpec, workspace: Workspace, data: Manifest) -> None:
+        self.loaded = loaded
+        self.spec = loaded.spec
+        self.workspace = workspace
+        self.artifacts = Artifacts(workspace.artifacts)
+        self.data = data
+        self._noted: dict[str, set[str]] = {}
+
+    # --- what everything is made from -------------------------------------------------------------
+
+    @functools.cached_property
+    def dataset(self) -> StoredDataset:
+        """The ingested rows."""
+        return load_dataset(self.artifacts.folder(self.data))
+
+    @functools.cached_property
+    def row_digests(self) -> tuple[str, ...]:
+        """Digest of each row as the model sees it, label included, training rows first."""
+        dataset = self.dataset
+        # Content hashes are those of the raw inputs; standardised rows are others.
+        scaling = next((f.sha256 for f in self.data.files if f.name == SCALING_FILE), "")
+        return tuple(
+            hashlib.sha256(f"{scaling}\n{content}\n{target}".encode()).hexdigest()
+            for content, target in zip(dataset.hashes, dataset.targets.tolist(), strict=True)
+        )
+
+    @property
+    def n_train(self) -> int:
+        """Training rows."""
+        return self.dataset.facts.n_train
+
+    @functools.cached_property
+    def model_digest(self) -> str:
+        """Digest of the model's definition: builder, options, recipe file, shapes."""
+        facts, path = self.dataset.facts, self.loaded.model_path
+        code = recipe_digest(path) if path else ""
+        model = self.spec.model
+        return digest_of([model.build, model.options, code, facts.input_shape, facts.classes])
+
+    @functools.cached_property
+    def recipe_digest(self) -> str:
+        """Digest of the training recipe, whatever the number of seeds."""
+        return digest_of(self.spec.train.model_dump(mode="json", exclude={"seeds"}))
+
+    def build_model(self) -> "nn.Module":
+        """A new, untrained model of the spec."""
+        from tasks.recipes import build_user_model
+
+        model, facts = self.spec.model, self.dataset.facts
+        return build_user_model(
+            model.build,
+            model.options,
+            facts.input_shape,
+            facts.n_outputs,
+            path=self.loaded.model_path,
+        )
+
+    def training(self) -> "Recipe":
+        """The training recipe as the numerics take it."""
+        from attribution.training import Recipe
+
+        return Recipe(**self.spec.train.model_dump(exclude={"seeds"}))
+
+    def sealed(self, stage: str, key: str) -> Manifest:
+        """The manifest of an artifact that an earlier task has sealed.
+
+        Raises:
+            CorruptArtifact: It is no longer there.
+        """
+        manifest = self.artifacts.find(stage, key)
+        if manifest is None:
+            raise CorruptArtifact(f"artifact {stage}/{key} disappeared; run again to rebuild it")
+        return manifest
+
+    def count_done(self, stage: str, key: str) -> int:
+        """Note that an artifact is sealed; how many of its stage are, as far as noted."""
+        noted = self._noted.setdefault(stage, set())
+        noted.add(key)
+        return len(noted)
+
+    # --- sets of examples -------------------------------------------------------------------------
+
+    def set_ids(self, name: str) -> IntArray:
+        """Ids of a named set: test rows, in the order of the set's SQL.
+
+        Raises:
+            QueryError: The SQL fails, or finds a training row.
+        """
+        ids = self._set_ids.get(name)
+        if ids is None:
+            ids = select_ids(self.dataset, self.spec.sets[name], name=f"sets.{name}")
+            inside = ids[self.dataset.positions(ids) < self.n_train]
+            if len(inside):
+                raise QueryError(
+                    f"sets.{name}: example {inside[0]} is a training row ({len(inside)} of "
+                    f"{len(ids)} are); choose from split = 'test'"
+                )
+            self._set_ids[name] = ids
+        return ids
+
+    @functools.cached_property
+    def _set_ids(self) -> dict[str, IntArray]:
+        return {}
+
+    @functools.cached_property
+    def scored_ids(self) -> IntArray:
+        """Every test row that some set in use asks about, ascending: row j of every score."""
+        names = dict.fromkeys(self.used_sets())
+        self._refuse_overlap()
+        return np.unique(np.concatenate([self.set_ids(name) for name in names]))
+
+    def used_sets(self) -> Iterator[str]:
+        """Names of the sets that are scored."""
+        if "queries" in self.spec.sets:
+            yield "queries"
+        for problem in self.spec.problem:
+            yield problem.targets
+        if self.spec.problem or "queries" not in self.spec.sets:
+            yield self.spec.verdict.judge_on
+
+    def query_places(self, name: str) -> IntArray:
+        """Places of a set's rows among `scored_ids`."""
+        return np.searchsorted(self.scored_ids, self.set_ids(name)).astype(np.int64)
+
+    @property
+    def lds_set(self) -> str:
+        """The set whose single outputs evaluate and tune the attributions."""
+        return next(self.used_sets())
+
+    def _refuse_overlap(self) -> None:
+        judged = self.spec.verdict.judge_on
+        for problem in self.spec.problem:
+            shared = np.intersect1d(self.set_ids(problem.targets), self.set_ids(judged))
+            if len(shared):
+                raise QueryError(
+                    f"sets.{judged}: {len(shared)} rows, example {shared[0]} among them, are "
+                    f"targets of problem '{problem.name}'; judge on rows that the solver never saw"
+                )
+
+    @functools.cached_property
+    def test_digest(self) -> str:
+        """Digest of the rows on which retrained models are observed: all test rows."""
+        return digest_of(self.row_digests[self.n_train :])
+
+    @functools.cached_property
+    def train_digest(self) -> str:
+        """Digest of the training rows."""
+        return digest_of(self.row_digests[: self.n_train])
+
+    # --- checkpoints ------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def checkpoint_seeds(self) -> tuple[int, ...]:
+        """Training seed of each checkpoint."""
+        from attribution.streams import SEED_LIMIT, Purpose, stream
+
+        return tuple(
+            int(stream(self.spec.seed, Purpose.SEEDS, place).integers(SEED_LIMIT))
+            for place in range(self.spec.train.seeds)
+        )
+
+    @functools.cached_property
+    def checkpoint_keys(self) -> tuple[str, ...]:
+        """Keys of the checkpoints trained on all rows, or of one's own weights.
+
+        The rows are no part of the key: a checkpoint stays pinned while rows are appended, until
+        it is refreshed. What it was trained on is among its facts.
+        """
+        version = VERSIONS["checkpoints"]
+        if self.loaded.checkpoint_paths:
+            return tuple(
+                artifact_key("checkpoints", version, self.model_digest, file_digest(path))
+                for path in self.loaded.checkpoint_paths
+            )
+        parts = (self.model_digest, self.recipe_digest, self.spec.data)
+        return tuple(
+            artifact_key("checkpoints", version, *parts, seed) for seed in self.checkpoint_seeds
+        )
+
+    @property
+    def needs_checkpoints(self) -> bool:
+        """Whether an attribution reads models that were trained on all rows."""
+        return any(a.checkpoints == "full" for a in self.spec.attribution)
+
+    def weights(self, attribution: AttributionSpec) -> tuple[Weights, ...] | None:
+        """The checkpoints of an attribution, or None while one is missing."""
+        if attribution.checkpoints == "bank":
+            return self._bank_weights()
+        found = [self.artifacts.find("checkpoints", key) for key in self.checkpoint_keys]
+        sealed = [manifest for manifest in found if manifest]
+        if len(sealed) < len(found):
+            return None
+        name = "model.safetensors"
+        return tuple(Weights(manifest, 0, manifest.file(name).sha256) for manifest in sealed)
+
+    def n_checkpoints(self, attribution: AttributionSpec) -> int:
+        """How many checkpoints an attribution averages over."""
+        if attribution.checkpoints == "bank":
+            return len(self.bank_checkpoint_rows)
+        return len(self.checkpoint_keys)
+
+    # --- the retrain bank -------------------------------------------------------------------------
+
+    @functools.cached_property
+    def bank(self) -> BankPlan:
+        """The bank's subsets and seeds."""
+        from attribution.bank import draw_masks
+
+        wanted = self.spec.bank
+        masks, seeds, alpha = draw_masks(
+            self.n_train,
+            wanted.models,
+            list(wanted.alpha),
+            seeds_per_mask=wanted.seeds,
+            seed=self.spec.seed,
+        )
+        kinds = np.full(len(masks), "evaluate")
+        for size in wanted.alpha:
+            rows = np.flatnonzero(alpha == size)
+            kinds[rows[: round(wanted.subsets * wanted.calibrate) * wanted.seeds]] = "calibrate"
+        order = np.argsort(alpha, kind="stable")
+        chunks = tuple(
+            order[start : start + CHUNK_MODELS] for start in range(0, len(order), CHUNK_MODELS)
+        )
+        return BankPlan(masks=masks, seeds=seeds, alpha=alpha, kinds=kinds, chunks=chunks)
+
+    def bank_rows_in_order(self, kind: str) -> IntArray:
+        """Row numbers of one kind, in the order in which the chunks hold them."""
+        order = np.concatenate(self.bank.chunks)
+        return order[self.bank.kinds[order] == kind]
+
+    @functools.cached_property
+    def retrain_ids(self) -> tuple[str, ...]:
+        """What names each retraining of the bank: its rows, the model, the recipe and the seed."""
+        bank = self.bank
+        return tuple(
+            self.retrain_id(mask, int(seed))
+            for mask, seed in zip(bank.masks, bank.seeds, strict=True)
+        )
+
+    def retrain_id(self, mask: NDArray[np.bool_], seed: int) -> str:
+        """Name of the model trained on the masked rows."""
+        rows = [self.row_digests[row] for row in np.flatnonzero(mask)]
+        parts = (self.model_digest, self.recipe_digest, seed, rows)
+        return artifact_key("retraining", VERSIONS["bank"], *parts)
+
+    @functools.cached_property
+    def bank_checkpoint_rows(self) -> IntArray:
+        """Rows of the bank that serve as checkpoints: of the smallest subsets, one a mask.
+
+        A model that never saw a row has not memorised it, so half-subset models tell harmful rows
+        from helpful ones better than models of all rows do. Only the calibration half is used: a
+        model of the other half would carry what evaluates into what is evaluated.
+        """
+        bank, wanted = self.bank, self.spec.bank
+        small = np.flatnonzero((bank.alpha == min(wanted.alpha)) & (bank.kinds == "calibrate"))
+        return small[:: wanted.seeds][: self.spec.train.seeds]
+
+    @functools.cached_property
+    def bank_keys(self) -> tuple[str, ...]:
+        """Key of each chunk of the bank."""
+        return tuple(
+            artifact_key(
+                "bank",
+                VERSIONS["bank"],
+                [self.retrain_ids[row] for row in chunk],
+                self.test_digest,
+                self.kept_rows(chunk).tolist(),
+            )
+            for chunk in self.bank.chunks
+        )
+
+    def kept_rows(self, chunk: IntArray) -> IntArray:
+        """Rows of a chunk whose weights are kept, because an attribution reads them."""
+        if not any(a.checkpoints == "bank" for a in self.spec.attribution):
+            return chunk[:0]
+        return chunk[np.isin(chunk, self.bank_checkpoint_rows)]
+
+    def _bank_weights(self) -> tuple[Weights, ...] | None:
+        found: dict[int, Weights] = {}
+        for chunk, key in zip(self.bank.chunks, self.bank_keys, strict=True):
+            kept = self.kept_rows(chunk)
+            manifest = self.artifacts.find("bank", key) if len(kept) else None
+            if manifest is not None:
+                stack = manifest.file("states.safetensors").sha256
+                for place, row in enumerate(kept.tolist()):
+                    found[row] = Weights(manifest, place, f"{stack}:{place}")
+        rows = self.bank_checkpoint_rows.tolist()
+        return tuple(found[row] for row in rows) if found.keys() >= set(rows) else None
+
+    # --- features, scores, decisions --------------------------------------------------------------
+
+    def output(self, attribution: AttributionSpec) -> str:
+        """The output that an attribution explains."""
+        return attribution.output_for(self.dataset.facts.task)
+
+    def features(self, attribution: AttributionSpec) -> tuple[FeatureShard, ...] | None:
+        """The feature shards of an attribution, or None while a checkpoint is missing."""
+        weights = self.weights(attribution)
+        if weights is None:
+            return None
+        queries = self.dataset.positions(self.scored_ids)
+        sides = (("train", np.arange(self.n_train)), ("query", queries))
+        return tuple(
+            FeatureShard(
+                self._feature_key(attribution, place, digest, side, rows[start:stop]),
+                attribution.name,
+                place,
+                side,
+                start,
+                stop,
+            )
+            for place, (_, _, digest) in enumerate(weights)
+            for side, rows in sides
+            for start, stop in _blocks(len(rows))
+        )
+
+    def n_features(self, attribution: AttributionSpec) -> int:
+        """How many feature shards an attribution needs."""
+        blocks = len(_blocks(self.n_train)) + len(_blocks(len(self.scored_ids)))
+        return self.n_checkpoints(attribution) * blocks
+
+    def _feature_key(
+        self, attribution: AttributionSpec, place: int, digest: str, side: str, rows: IntArray
+    ) -> str:
+        output = self.output(attribution) if side == "query" else "training"
+        return artifact_key(
+            "features",
+            VERSIONS["features"],
+            attribution.projection,
+            output,
+            digest,
+            place,
+            self.spec.seed,
+            self.model_digest,
+            [self.row_digests[row] for row in rows],
+        )
+
+    def scores_key(self, attribution: AttributionSpec) -> str | None:
+        """Key of an attribution's scores, or None while its features cannot be named."""
+        features = self.features(attribution)
+        if features is None:
+            return None
+        section = attribution.model_dump(mode="json", exclude={"name"})
+        tuning = [self.retrain_ids[row] for row in self.bank.rows("calibrate")]
+        aimed = self.set_ids(self.lds_set).tolist()
+        parts = (section, [shard.key for shard in features], tuning, aimed)
+        return artifact_key("scores", VERSIONS["scores"], *parts)
+
+    def lds_key(self, attribution: AttributionSpec) -> str | None:
+        """Key of an attribution's evaluation."""
+        scores = self.scores_key(attribution)
+        rows = [self.retrain_ids[row] for row in self.bank.rows("evaluate")]
+        return scores and artifact_key("lds", VERSIONS["lds"], scores, rows)
+
+    def solution_key(self, problem: ProblemSpec) -> str | None:
+        """Key of a problem's solution."""
+        scores = self.scores_key(self.spec.attribution_named(problem.uses))
+        sets = [self.set_ids(problem.targets), self.set_ids(self.spec.verdict.judge_on)]
+        aims = [ids.tolist() for ids in sets]
+        return scores and artifact_key("solution", VERSIONS["solution"], problem, scores, aims)
+
+    def verdict_key(self, problem: ProblemSpec) -> str | None:
+        """Key of the retrainings that judge a solution."""
+        solution = self.solution_key(problem)
+        parts = (solution, self.spec.verdict, self.test_digest, self.spec.seed)
+        return solution and artifact_key("verdict", VERSIONS["verdict"], *parts)
+
+    def run_key(self) -> str | None:
+        """Digest of everything that a run commits, or None while something cannot be named."""
+        parts = [
+            *(self.lds_key(attribution) for attribution in self.spec.attribution),
+            *(self.verdict_key(problem) for problem in self.spec.problem),
+        ]
+        if None in parts:
+            return None
+        names = [a.name for a in self.spec.attribution] + [p.name for p in self.spec.problem]
+        store = self.spec.store.max_rows
+        return artifact_key("run", VERSIONS["run"], self.spec.name, names, parts, store)
+
+    def run_id(self) -> str:
+        """Name of the run in the ledger: the spec's name and twelve characters of its key.
+
+        Raises:
+            RequestError: Something that comes before it has not been made yet.
+        """
+        key = self.run_key()
+        if key is None:
+            raise RequestError("the run cannot be named before its checkpoints exist; run it first")
+        return f"{self.spec.name}-{key[:12]}"
+
+    def keys(self, stage: str) -> list[str | None]:
+        """Keys of a stage's artifacts; None for those that cannot be named yet."""
+        spec = self.spec
+        match stage:
+            case "data":
+                return [self.data.key]
+            case "checkpoints":
+                return list(self.checkpoint_keys) if self.needs_checkpoints else []
+            case "bank":
+                return list(self.bank_keys)
+            case "features":
+                return self._feature_keys()
+            case "scores":
+                return [self.scores_key(attribution) for attribution in spec.attribution]
+            case "lds":
+                return [self.lds_key(attribution) for attribution in spec.attribution]
+            case "solution":
+                return [self.solution_key(problem) for problem in spec.problem]
+            case "verdict":
+                return [self.verdict_key(problem) for problem in spec.problem]
+            case "run":
+                return [self.run_key()]
+            case _:
+                return [self.tracking_key()]
+
+    def _feature_keys(self) -> list[str | None]:
+        named: dict[str, None] = {}
+        unnamed = 0
+        for attribution in self.spec.attribution:
+            shards = self.features(attribution)
+            named |= {shard.key: None for shard in shards or ()}
+            unnamed += 0 if shards else self.n_features(attribution)
+        return [*named, *[None] * unnamed]
+
+    def tracking_key(self) -> str | None:
+        """Key of the receipt that MLflow has the run."""
+        run = self.run_key()
+        return run and artifact_key("tracking", VERSIONS["tracking"], run, self.spec.tracking.uri)
+
+
+def attribution_names(job: Job) -> list[str]:
+    """Names of a job's attributions, in the order of its spec."""
+    return [attribution.name for attribution in blueprint(job).spec.attribution]
+
+
+def problem_names(job: Job) -> list[str]:
+    """Names of a job's problems, in the order of its spec."""
+    return [problem.name for problem in blueprint(job).spec.problem]
+
+
+def blueprint(job: Job) -> Blueprint:
+    """The blueprint of a job whose data is ingested; the same object for every task of a process.
+
+    Raises:
+        CorruptArtifact: The data set is not there, or lost a file.
+    """
+    # The file's time is a key, so that a long-lived worker sees an edited spec.
+    return _remembered(job, job.spec.stat().st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=4)
+def _remembered(job: Job, changed: int) -> Blueprint:  # noqa: ARG001
+    workspace = Workspace(job.workspace)
+    data = Artifacts(workspace.artifacts).find("data", job.data)
+    if data is None:
+        raise CorruptArtifact(f"the data set {job.data} lost a file; run again to rebuild it")
+    return Blueprint(load_spec(job.spec), workspace, data)
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _blocks(rows: int) -> list[tuple[int, int]]:
+    return [(start, min(start + SHARD_ROWS, rows)) for start in range(0, rows, SHARD_ROWS)]

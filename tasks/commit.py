@@ -1,0 +1,294 @@
+"""The one writer: what a run sealed, as rows of the ledger, in one transaction; then the snapshot.
+
+Everything here is read from sealed artifacts, so a commit can be repeated at any time.
+"""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from schemas.frames import FRAMES
+from schemas.manifest import Manifest
+from schemas.spec import AttributionSpec, ProblemSpec
+from store.publish import publish
+from store.segments import kept_per_query, write_segment
+from store.writer import RunBundle, commit_run
+from tasks.bank import LOGITS_FILE, open_bank, outputs_of
+from tasks.blueprint import VERSIONS, Blueprint, Job, blueprint
+from tasks.progress import advance
+from tasks.score import EFFECTS_FILE, SELF_FILE, load_scores
+from tasks.solve import CHOICE_FILE, UTILITY_FILE
+from tasks.verdict import MASKS_FILE, arms_of, verdict_seeds
+
+STAGE = "run"
+# Queries whose scores are written as one Parquet segment.
+SEGMENT_ROWS = 2_000_000
+
+_SCORE_FACTS = ("fingerprint", "damping", "damping_from", "device", "seconds")
+_PREDICTION = ("predicted_change", "predicted_low", "predicted_high")
+
+Rows = dict[str, list[dict[str, Any]]]
+
+
+@task(name="commit", cache_policy=NO_CACHE)
+def commit(job: Job) -> Manifest:
+    """Write the run into the ledger, publish the snapshot, and seal the receipt."""
+    plan = blueprint(job)
+    key = plan.run_key() or ""
+    manifest = plan.artifacts.find(STAGE, key)
+    if manifest is None or not plan.workspace.published.is_file():
+        plan.artifacts.discard(STAGE, key)
+        manifest = _commit(plan, key, job.started_at)
+    advance(STAGE, 1, 1)
+    return manifest
+
+
+def _commit(plan: Blueprint, key: str, started: datetime) -> Manifest:
+    workspace = plan.workspace
+    with _segments(plan) as scores:
+        counts = commit_run(
+            workspace.ledger, RunBundle(tables=tables(plan, started), scores=scores)
+        )
+    if plan.spec.store.publish:
+        publish(workspace.ledger, workspace.published)
+    facts = {"run_id": plan.run_id(), "rows": counts}
+    with plan.artifacts.seal(STAGE, key, version=VERSIONS[STAGE], facts=facts) as draft:
+        (draft.path / "spec.toml").write_text(plan.loaded.text, encoding="utf-8")
+    return draft.manifest
+
+
+def tables(plan: Blueprint, started: datetime) -> dict[str, pl.DataFrame]:
+    """Every table of the run but its scores, as the ledger has them."""
+    rows: Rows = {name: [] for name in FRAMES if name not in ("examples", "scores")}
+    rows["runs"].append(_run(plan, started))
+    frames = {"examples": plan.dataset.examples.with_columns(dataset_id=pl.lit(_dataset_id(plan)))}
+    for attribution in plan.spec.attribution:
+        _add_attribution(plan, attribution, rows)
+    _add_bank(plan, rows)
+    for problem in plan.spec.problem:
+        _add_problem(plan, problem, rows)
+    for name, entries in rows.items():
+        frames[name] = pl.DataFrame(entries, schema=FRAMES[name].create_empty().schema)
+    wanted = FRAMES["examples"].create_empty().columns
+    return {**frames, "examples": frames["examples"].select(wanted)}
+
+
+def _dataset_id(plan: Blueprint) -> str:
+    return plan.dataset.facts.dataset_id
+
+
+def _run(plan: Blueprint, started: datetime) -> dict[str, Any]:
+    now = datetime.now(UTC)
+    scores = plan.sealed("scores", plan.scores_key(plan.spec.attribution[0]) or "")
+    return {
+        "run_id": plan.run_id(),
+        "dataset_id": _dataset_id(plan),
+        "spec_name": plan.spec.name,
+        "spec_digest": plan.loaded.digest,
+        "spec_toml": plan.loaded.text,
+        "status": "committed",
+        "seed": plan.spec.seed,
+        "device": scores.facts["device"],
+        "code_version": version("winnow"),
+        "started_at": started,
+        "committed_at": now,
+        "seconds": (now - started).total_seconds(),
+    }
+
+
+def attribution_id(plan: Blueprint, attribution: AttributionSpec) -> str:
+    """Name of an attribution in the ledger: its own, and what its scores depend on."""
+    return f"{attribution.name}-{(plan.scores_key(attribution) or '')[:12]}"
+
+
+def solution_id(plan: Blueprint, problem: ProblemSpec) -> str:
+    """Name of a solution in the ledger."""
+    return f"{problem.name}-{(plan.solution_key(problem) or '')[:12]}"
+
+
+def _add_attribution(plan: Blueprint, attribution: AttributionSpec, rows: Rows) -> None:
+    scores = plan.sealed("scores", plan.scores_key(attribution) or "")
+    lds = plan.sealed("lds", plan.lds_key(attribution) or "")
+    own = {"attribution_id": attribution_id(plan, attribution)}
+    facts: Any = scores.facts
+    evaluation: Any = lds.facts["rows"]
+    n_query = len(plan.scored_ids)
+    rows["attributions"].append(
+        own
+        | {
+            "run_id": plan.run_id(),
+            "dataset_id": _dataset_id(plan),
+            "name": attribution.name,
+            "method": attribution.method,
+            "output": plan.output(attribution),
+            "options": attribution.model_dump_json(exclude={"name", "method"}),
+            "n_train": plan.n_train,
+            "n_query": n_query,
+            "kept": kept_per_query(n_query, plan.n_train, plan.spec.store.max_rows),
+        }
+        | {
+            name: facts[name]
+            for name in ("fingerprint", "damping", "damping_from", "device", "seconds")
+        }
+    )
+    folder = plan.artifacts.folder(scores)
+    effects = zip(
+        plan.dataset.train.example_ids.tolist(),
+        np.load(folder / EFFECTS_FILE).tolist(),
+        np.load(folder / SELF_FILE).tolist(),
+        strict=True,
+    )
+    rows["example_effects"] += [
+        own | {"example_id": example, "mean_score": mean, "self_influence": itself}
+        for example, mean, itself in effects
+    ]
+    rows["lds"] += [own | entry for entry in evaluation]
+
+
+def _add_bank(plan: Blueprint, rows: Rows) -> None:
+    bank = plan.bank
+    for row, name in enumerate(plan.retrain_ids):
+        entry = _retraining(plan, name, str(bank.kinds[row]), int(bank.seeds[row]), bank.masks[row])
+        rows["bank"].append(entry | {"alpha": float(bank.alpha[row])})
+    for output in {plan.output(attribution) for attribution in plan.spec.attribution}:
+        for kind in ("calibrate", "evaluate"):
+            opened = open_bank(plan, kind, plan.scored_ids, output)
+            names = [plan.retrain_ids[row] for row in plan.bank_rows_in_order(kind)]
+            _add_outputs(plan, names, opened.outputs, output, rows)
+
+
+def _retraining(
+    plan: Blueprint, name: str, kind: str, seed: int, mask: NDArray[np.bool_]
+) -> dict[str, Any]:
+    return {
+        "retrain_id": name,
+        "dataset_id": _dataset_id(plan),
+        "kind": kind,
+        "alpha": None,
+        "seed": seed,
+        "n_rows": int(mask.sum()),
+        "mask": (mask.astype(np.uint8) + ord("0")).tobytes().decode("ascii"),
+    }
+
+
+def _add_outputs(
+    plan: Blueprint, names: list[str], values: NDArray[np.float32], output: str, rows: Rows
+) -> None:
+    queries = plan.scored_ids.tolist()
+    for name, row in zip(names, values.tolist(), strict=True):
+        rows["bank_outputs"] += [
+            {"retrain_id": name, "query_id": query, "output": output, "value": value}
+            for query, value in zip(queries, row, strict=True)
+        ]
+
+
+def _add_problem(plan: Blueprint, problem: ProblemSpec, rows: Rows) -> None:
+    solution = plan.sealed("solution", plan.solution_key(problem) or "")
+    facts: Any = solution.facts
+    folder = plan.artifacts.folder(solution)
+    own = {"solution_id": solution_id(plan, problem)}
+    predicted = dict(
+        zip(
+            ("predicted_change", "predicted_low", "predicted_high"), facts["predicted"], strict=True
+        )
+    )
+    attribution = plan.spec.attribution_named(problem.uses)
+    rows["solutions"].append(
+        own
+        | predicted
+        | {
+            "run_id": plan.run_id(),
+            "attribution_id": attribution_id(plan, attribution),
+            "problem": problem.name,
+            "kind": problem.kind,
+            "n_pool": plan.n_train,
+            "targets": problem.targets,
+        }
+        | {name: facts[name] for name in ("status", "size", "value", "bound", "gap", "sentence")}
+    )
+    utility = np.load(folder / UTILITY_FILE)
+    position = np.empty(len(utility), dtype=np.int64)
+    position[np.argsort(-utility, kind="stable")] = np.arange(1, len(utility) + 1)
+    columns = zip(
+        plan.dataset.train.example_ids.tolist(),
+        np.load(folder / CHOICE_FILE).tolist(),
+        utility.tolist(),
+        position.tolist(),
+        strict=True,
+    )
+    names = ("example_id", "chosen", "utility", "position")
+    rows["solution_rows"] += [own | dict(zip(names, values, strict=True)) for values in columns]
+    _add_verdict(plan, problem, own, rows)
+
+
+def _add_verdict(plan: Blueprint, problem: ProblemSpec, own: dict[str, Any], rows: Rows) -> None:
+    verdict = plan.sealed("verdict", plan.verdict_key(problem) or "")
+    facts: Any = verdict.facts
+    folder = plan.artifacts.folder(verdict)
+    for place, arm in enumerate(facts["arms"]):
+        rows["verdicts"].append(
+            own
+            | {
+                "verdict_id": f"{verdict.key[:12]}-{place}-{arm['arm']}",
+                "run_id": plan.run_id(),
+                "output": facts["output"],
+                "sentence": "",
+            }
+            | _flat(arm)
+        )
+    masks, seeds = np.load(folder / MASKS_FILE), verdict_seeds(plan)
+    kinds = [f"verdict:{arm}" for arm in arms_of(plan) for _ in seeds]
+    every_seed = np.tile(seeds, len(arms_of(plan))).tolist()
+    names = [plan.retrain_id(mask, seed) for mask, seed in zip(masks, every_seed, strict=True)]
+    rows["bank"] += [
+        _retraining(plan, *entry) for entry in zip(names, kinds, every_seed, masks, strict=True)
+    ]
+    logits = np.load(folder / LOGITS_FILE, mmap_mode="r")
+    output = str(facts["output"])
+    _add_outputs(plan, names, outputs_of(plan, logits, plan.scored_ids, output), output, rows)
+
+
+def _flat(arm: dict[str, Any]) -> dict[str, Any]:
+    """[mean, low, high] entries as three columns."""
+    flat: dict[str, Any] = {}
+    for name, value in arm.items():
+        if name in ("accuracy", "value", "predicted_change", "observed_change", "advantage"):
+            stem = name.removesuffix("_change")
+            columns = (name, f"{stem}_low", f"{stem}_high")
+            flat |= dict(zip(columns, value or (None, None, None), strict=True))
+        else:
+            flat[name] = value
+    return flat
+
+
+@contextmanager
+def _segments(plan: Blueprint) -> Iterator[dict[str, list[Path]]]:
+    """The scores of every attribution as Parquet files, for as long as the block lasts."""
+    keep = kept_per_query(len(plan.scored_ids), plan.n_train, plan.spec.store.max_rows)
+    step = max(1, SEGMENT_ROWS // plan.n_train)
+    with tempfile.TemporaryDirectory(dir=plan.workspace.root, prefix="segments-") as folder:
+        paths: dict[str, list[Path]] = {}
+        for attribution in plan.spec.attribution:
+            scores = load_scores(plan, attribution)
+            name = attribution_id(plan, attribution)
+            for start in range(0, len(scores), step):
+                path = Path(folder) / f"{name}-{start}.parquet"
+                write_segment(
+                    path,
+                    scores[start : start + step],
+                    query_ids=plan.scored_ids[start : start + step],
+                    train_ids=plan.dataset.train.example_ids,
+                    keep=keep,
+                )
+                paths.setdefault(name, []).append(path)
+        yield paths

@@ -1,0 +1,141 @@
+"""Sends a committed run to MLflow with its pictures, and seals the receipt.
+
+The ledger comes first; a server that is away fails this stage only, and the next run sends again.
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.runtime import flow_run
+
+from schemas.manifest import Manifest
+from tasks import figures
+from tasks.bank import open_bank
+from tasks.blueprint import VERSIONS, Blueprint, Job, blueprint
+from tasks.progress import advance
+from tasks.score import PER_QUERY_FILE
+from tasks.solve import CHOICE_FILE, JUDGE_FILE, UTILITY_FILE, averaged, surrogate_of
+from tasks.tracking import log_run
+from tasks.verdict import MASKS_FILE
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from schemas.spec import AttributionSpec, ProblemSpec
+
+STAGE = "tracking"
+SHOWN = 16
+FloatArray = NDArray[Any]
+
+
+@task(name="track", cache_policy=NO_CACHE)
+def send(job: Job) -> Manifest:
+    """Log the committed run to MLflow, unless it has been."""
+    plan = blueprint(job)
+    key = plan.tracking_key() or ""
+    manifest = plan.artifacts.find(STAGE, key) or _send(plan, key)
+    advance(STAGE, 1, 1)
+    return manifest
+
+
+def _send(plan: Blueprint, key: str) -> Manifest:
+    receipt = log_run(
+        plan.workspace.published,
+        plan.workspace,
+        plan.run_id(),
+        plan.loaded.text,
+        uri=plan.spec.tracking.uri,
+        figures=pictures(plan),
+        flow_run=str(flow_run.get_id() or "") or None,
+    )
+    version = VERSIONS[STAGE]
+    with plan.artifacts.seal(STAGE, key, version=version, facts=receipt) as draft:
+        pass
+    return draft.manifest
+
+
+def pictures(plan: Blueprint) -> "dict[str, Figure]":
+    """The figures of a run by name: LDS of each attribution, and three or four of each problem."""
+    drawn = {f"lds-{entry.name}": _lds_figure(plan, entry) for entry in plan.spec.attribution}
+    for problem in plan.spec.problem:
+        drawn |= {f"{problem.name}-{name}": each for name, each in _answer(plan, problem).items()}
+    return drawn
+
+
+def _lds_figure(plan: Blueprint, attribution: "AttributionSpec") -> "Figure":
+    manifest = plan.sealed("lds", plan.lds_key(attribution) or "")
+    rows: Any = manifest.facts["rows"]
+    per_query = np.load(plan.artifacts.folder(manifest) / PER_QUERY_FILE)
+    mean = (rows[0]["mean"], rows[0]["low"], rows[0]["high"])
+    return figures.lds_per_query(per_query, mean=mean, ceiling=rows[0]["ceiling"])
+
+
+def _answer(plan: Blueprint, problem: "ProblemSpec") -> "dict[str, Figure]":
+    arms, output = _arms(plan, problem)
+    predicted, observed, groups, points = _against_observed(plan, problem, arms, output)
+    inputs, captions = _worst(plan, problem)
+    measure = "accuracy" if plan.dataset.classes else output
+    title = f"The {len(inputs)} most harmful of the rows it would drop"
+    drawn = {
+        "arms": figures.arms(arms, measure=measure),
+        "predicted": figures.predicted_against_observed(
+            predicted, observed, output=output, groups=groups, arms=points
+        ),
+        "gallery": figures.gallery(inputs, captions, title=title),
+    }
+    if measure == "accuracy":
+        drawn["overview"] = figures.hero(
+            inputs, captions, arms, predicted, observed, output=output, groups=groups, points=points
+        )
+    return drawn
+
+
+def _arms(plan: Blueprint, problem: "ProblemSpec") -> tuple[dict[str, figures.Interval], str]:
+    facts = plan.sealed("verdict", plan.verdict_key(problem) or "").facts
+    records: Any = facts["arms"]
+    return (
+        {arm["arm"]: tuple(arm["accuracy"] or arm["value"]) for arm in records},
+        str(facts["output"]),
+    )
+
+
+def _against_observed(
+    plan: Blueprint, problem: "ProblemSpec", arms: Mapping[str, figures.Interval], output: str
+) -> tuple[FloatArray, FloatArray, list[str], dict[str, tuple[float, float]]]:
+    """The mean output on the judging rows: of the models that only evaluate, and of each arm."""
+    ids = plan.set_ids(plan.spec.verdict.judge_on)
+    solution = plan.sealed("solution", plan.solution_key(problem) or "")
+    verdict = plan.sealed("verdict", plan.verdict_key(problem) or "")
+    scores = np.load(plan.artifacts.folder(solution) / JUDGE_FILE)
+    surrogate = surrogate_of(plan, scores, ids, output)
+    bank = averaged(open_bank(plan, "evaluate", ids, output))
+    masks = np.load(plan.artifacts.folder(verdict) / MASKS_FILE).reshape(
+        len(arms), -1, plan.n_train
+    )
+    records: Any = verdict.facts["arms"]
+    points = {
+        arm["arm"]: (float(surrogate.predict(subsets)[0].mean()), float(arm["value"][0]))
+        for arm, subsets in zip(records, masks, strict=True)
+    }
+    groups = [f"{share:.0%} of the rows" for share in bank.alpha]
+    return surrogate.predict(bank.masks)[0][:, 0], bank.outputs[:, 0], groups, points
+
+
+def _worst(plan: Blueprint, problem: "ProblemSpec") -> tuple[FloatArray, list[str]]:
+    """The most harmful of the dropped rows, and a caption for each."""
+    solution = plan.sealed("solution", plan.solution_key(problem) or "")
+    folder, rows = plan.artifacts.folder(solution), plan.dataset.train
+    harm = np.where(np.load(folder / CHOICE_FILE), np.inf, np.load(folder / UTILITY_FILE))
+    worst = [row for row in np.argsort(harm, kind="stable")[:SHOWN] if np.isfinite(harm[row])]
+    names = plan.dataset.classes
+    captions = []
+    for row in worst:
+        said, true = rows.targets[row], rows.true_targets[row]
+        label = names[said] if names else f"{said:.3g}"
+        wrong = f", truly {names[true] if names else true}" if said != true else ""
+        captions.append(f"{label}{wrong}")
+    return np.asarray(rows.inputs)[worst], captions

@@ -1,0 +1,123 @@
+"""What can be refused before anything is trained: rows, sets, sizes, quotas, models, devices.
+
+The command line calls `preflight` before it starts a server, so that a wrong request costs a
+second and leaves nothing behind but, at most, the sealed rows.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from schemas.errors import InfeasibleProblem, NotFound
+from schemas.frozen import nearest
+from schemas.spec import SelectSpec, load_spec
+from store.artifacts import Artifacts
+from store.workspace import Workspace, open_workspace
+from tasks.blueprint import STAGES, Blueprint, Job, blueprint
+from tasks.checkpoints import read_checkpoint
+from tasks.ingest import data_key, ingest
+from tasks.sources import source_digest
+
+
+def open_job(spec: Path | str, workspace: Path | str | None = None) -> Job:
+    """A job for a spec file, in its workspace; the spec is checked, the rows are not."""
+    loaded = load_spec(spec)
+    folder = open_workspace(loaded.path, Path(workspace) if workspace else None)
+    return Job(spec=loaded.path, workspace=folder.root)
+
+
+def ingested(job: Job) -> Job:
+    """The job with its rows ingested and sealed."""
+    manifest = ingest(load_spec(job.spec), Workspace(job.workspace))
+    return job.model_copy(update={"data": manifest.key})
+
+
+@task(name="ingest", cache_policy=NO_CACHE)
+def ingest_rows(job: Job) -> Job:
+    """Read, check, split and seal the rows."""
+    return ingested(job)
+
+
+def discard(job: Job, stages: Sequence[str]) -> None:
+    """Remove the sealed artifacts of some stages, so that they are made again.
+
+    Only what this spec asks for is removed; other specs may share the workspace.
+
+    Raises:
+        NotFound: There is no such stage.
+    """
+    for stage in stages:
+        if stage not in STAGES:
+            raise NotFound(f"there is no stage '{stage}'; stages are {', '.join(STAGES)}")
+        artifacts = Artifacts(Workspace(job.workspace).artifacts)
+        for key in _keys(job, stage):
+            artifacts.discard(stage, key)
+
+
+def _keys(job: Job, stage: str) -> list[str]:
+    if stage == "data":
+        loaded = load_spec(job.spec)
+        return [data_key(loaded.spec, source_digest(loaded.spec.data.source, loaded.source_path))]
+    return [key for key in blueprint(job).keys(stage) if key is not None]
+
+
+def preflight(job: Job) -> Job:
+    """Ingest the rows and check everything that the rest of a run will ask of them.
+
+    Raises:
+        RequestError: With what was found and what to do; nothing has been trained.
+    """
+    from attribution.devices import resolve
+
+    job = ingested(job)
+    plan = blueprint(job)
+    resolve(plan.spec.compute.device)
+    _ = plan.scored_ids  # every set in use is run, and overlaps are refused
+    model = plan.build_model()
+    for path in plan.loaded.checkpoint_paths:
+        read_checkpoint(path, model)
+    for problem in plan.spec.problem:
+        check_problem(plan, problem)
+    return job
+
+
+def check_problem(plan: Blueprint, problem: SelectSpec) -> None:
+    """Refuse what no choice of rows can satisfy, and objectives that are none.
+
+    Raises:
+        InfeasibleProblem: The size, the quotas or the output make no sense for these rows.
+        NotFound: A quota names no class of the data.
+    """
+    from optimize.problem import Selection
+
+    attribution = plan.spec.attribution_named(problem.uses)
+    if plan.output(attribution) == "prediction":
+        raise InfeasibleProblem(
+            f"problem '{problem.name}': attribution '{problem.uses}' explains the prediction, and "
+            "a higher prediction is not a better one; give it output = 'squared_error'"
+        )
+    try:
+        Selection(utility=np.zeros(plan.n_train), **selection_bounds(plan, problem))
+    except InfeasibleProblem as error:
+        raise InfeasibleProblem(f"problem '{problem.name}': {error}") from None
+
+
+def selection_bounds(plan: Blueprint, problem: SelectSpec) -> dict[str, Any]:
+    """Size and quotas of a problem, by class index, as the solver takes them."""
+    classes = plan.dataset.classes
+    for name in problem.quotas:
+        if name not in classes:
+            hint = nearest(name, classes) or "; the classes are " + ", ".join(classes)
+            raise NotFound(f"problem '{problem.name}': there is no class '{name}'{hint}")
+    quotas = {classes.index(name): quota for name, quota in problem.quotas.items()}
+    return {
+        "size": problem.rows(plan.n_train),
+        "groups": plan.dataset.train.targets if classes else None,
+        "minimum": {group: q.min for group, q in quotas.items() if q.min is not None},
+        "maximum": {group: q.max for group, q in quotas.items() if q.max is not None},
+        "names": dict(enumerate(classes)),
+    }

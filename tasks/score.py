@@ -1,0 +1,120 @@
+"""Scores: what each training row does to each query's output, and how far to trust it.
+
+`score` tunes the damping on the calibration half of the bank and seals the score matrix;
+`evaluate` measures it on the other half.
+"""
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from schemas.manifest import Manifest
+from schemas.spec import AttributionSpec
+from tasks.bank import open_bank
+from tasks.blueprint import VERSIONS, Blueprint, Job, blueprint
+from tasks.featurize import load_features
+from tasks.progress import advance
+
+if TYPE_CHECKING:
+    from attribution.evaluate import LdsResult
+
+STAGE, EVALUATION = "scores", "lds"
+SCORES_FILE, EFFECTS_FILE, SELF_FILE = "scores.npy", "mean_score.npy", "self_influence.npy"
+PER_QUERY_FILE = "per_query.npy"
+
+
+@task(name="score", cache_policy=NO_CACHE)
+def score(job: Job, name: str) -> Manifest:
+    """Score every training row for every query, with the damping that the bank prefers."""
+    plan = blueprint(job)
+    attribution = plan.spec.attribution_named(name)
+    key = plan.scores_key(attribution) or ""
+    manifest = plan.artifacts.find(STAGE, key) or _score(plan, attribution, key)
+    advance(STAGE, plan.count_done(STAGE, key), len(plan.spec.attribution))
+    return manifest
+
+
+@task(name="evaluate", cache_policy=NO_CACHE)
+def evaluate(job: Job, name: str) -> Manifest:
+    """Compare an attribution's predictions with retrained models that tuned nothing."""
+    plan = blueprint(job)
+    attribution = plan.spec.attribution_named(name)
+    key = plan.lds_key(attribution) or ""
+    manifest = plan.artifacts.find(EVALUATION, key) or _evaluate(plan, attribution, key)
+    advance(EVALUATION, plan.count_done(EVALUATION, key), len(plan.spec.attribution))
+    return manifest
+
+
+def _score(plan: Blueprint, attribution: AttributionSpec, key: str) -> Manifest:
+    from attribution.devices import resolve
+    from attribution.estimators.trak import self_influence, trak_scores, tune_damping
+
+    started = time.monotonic()
+    train = load_features(plan, attribution.name, "train")
+    queries = load_features(plan, attribution.name, "query")
+    form: dict[str, Any] = {"curvature": attribution.curvature, "average": attribution.average}
+    damping: float | str = attribution.damping
+    chosen_from, table = "spec", {}
+    if damping == "auto":
+        aimed = plan.query_places(plan.lds_set)
+        bank = open_bank(plan, "calibrate", plan.set_ids(plan.lds_set), plan.output(attribution))
+        tuned = tune_damping(train, [part.rows(aimed) for part in queries], bank, **form)
+        damping, chosen_from, table = tuned.rho, tuned.chosen_from, tuned.table
+    form |= {"leverage": attribution.leverage, "damping": damping}
+    scores = trak_scores(train, queries, **form)
+    inputs = {"fingerprint": train[0].fingerprint}
+    with plan.artifacts.seal(STAGE, key, version=VERSIONS[STAGE], inputs=inputs) as draft:
+        np.save(draft.path / SCORES_FILE, scores)
+        np.save(draft.path / EFFECTS_FILE, scores[plan.query_places(plan.lds_set)].mean(axis=0))
+        np.save(draft.path / SELF_FILE, self_influence(train, **form))
+        draft.facts |= {
+            "damping": damping,
+            "damping_from": chosen_from,
+            "damping_table": {str(rho): value for rho, value in dict(table).items()},
+            "device": resolve(plan.spec.compute.device),
+            "seconds": time.monotonic() - started,
+            "checkpoints": len(train),
+            "fingerprint": train[0].fingerprint,
+        }
+    return draft.manifest
+
+
+def _evaluate(plan: Blueprint, attribution: AttributionSpec, key: str) -> Manifest:
+    from attribution.evaluate import lds
+
+    scores = load_scores(plan, attribution)[plan.query_places(plan.lds_set)]
+    bank = open_bank(plan, "evaluate", plan.set_ids(plan.lds_set), plan.output(attribution))
+    result = lds(scores, bank, seed=plan.spec.seed)
+    rows = [{"alpha": None, **_facts(result)}]
+    if len(result.by_alpha) > 1:
+        rows += [{"alpha": alpha, **_facts(part)} for alpha, part in result.by_alpha.items()]
+    inputs = {"scores": plan.scores_key(attribution) or ""}
+    with plan.artifacts.seal(EVALUATION, key, version=VERSIONS[EVALUATION], inputs=inputs) as draft:
+        draft.facts |= {"rows": rows}
+        np.save(draft.path / PER_QUERY_FILE, result.per_query)
+    return draft.manifest
+
+
+def _facts(result: "LdsResult") -> dict[str, float | int | None]:
+    low, high = result.interval
+    return {
+        "mean": result.mean,
+        "low": low,
+        "high": high,
+        "ceiling": result.ceiling,
+        "relative": result.relative,
+        "null_sd": result.null_sd,
+        "n_masks": result.n_masks,
+        "n_seeds": result.n_seeds,
+        "n_queries": len(result.per_query),
+    }
+
+
+def load_scores(plan: Blueprint, attribution: AttributionSpec) -> NDArray[np.float32]:
+    """The score matrix [n_query, n_train] of an attribution, memory-mapped."""
+    manifest = plan.sealed(STAGE, plan.scores_key(attribution) or "")
+    return np.load(plan.artifacts.folder(manifest) / SCORES_FILE, mmap_mode="r")

@@ -1,0 +1,136 @@
+"""Solutions: a problem written in model outputs, with the surrogate in their place, solved.
+
+The scores of a problem are made for its own aim: the damping is the one at which the mean output
+over the targets is predicted best, which is seldom the best one for single queries.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from schemas.manifest import Manifest
+from schemas.spec import ProblemSpec
+from tasks.bank import open_bank
+from tasks.blueprint import VERSIONS, Blueprint, IntArray, Job, blueprint
+from tasks.featurize import load_features
+from tasks.preflight import check_problem, selection_bounds
+from tasks.progress import advance
+
+if TYPE_CHECKING:
+    from attribution.bank import RetrainBank
+    from optimize.surrogate import LinearDatamodel
+
+STAGE = "solution"
+CHOICE_FILE, UTILITY_FILE, JUDGE_FILE = "choice.npy", "utility.npy", "judge_scores.npy"
+# Outputs that a better model has less of.
+FALLING = frozenset({"loss", "squared_error"})
+
+FloatArray = NDArray[np.float32]
+
+
+@task(name="solve", cache_policy=NO_CACHE)
+def solve(job: Job, name: str) -> Manifest:
+    """Choose the rows that raise the mean output over the targets most."""
+    plan = blueprint(job)
+    problem = next(problem for problem in plan.spec.problem if problem.name == name)
+    key = plan.solution_key(problem) or ""
+    manifest = plan.artifacts.find(STAGE, key) or _solve(plan, problem, key)
+    advance(STAGE, plan.count_done(STAGE, key), len(plan.spec.problem))
+    return manifest
+
+
+def _solve(plan: Blueprint, problem: ProblemSpec, key: str) -> Manifest:
+    from optimize.select import select
+
+    check_problem(plan, problem)
+    output = plan.output(plan.spec.attribution_named(problem.uses))
+    judged, aimed = plan.set_ids(plan.spec.verdict.judge_on), plan.set_ids(problem.targets)
+    target_scores, judge_scores, damping = _mean_scores(plan, problem, output)
+    surrogate = surrogate_of(plan, target_scores, aimed, output)
+    scale = float(surrogate.scale[0]) or 1.0
+    utility = (-1.0 if output in FALLING else 1.0) * scale * target_scores.astype(np.float64)
+    solution = select(utility, **selection_bounds(plan, problem))
+    judge = surrogate_of(plan, judge_scores, judged, output)
+    inputs = {"scores": plan.scores_key(plan.spec.attribution_named(problem.uses)) or ""}
+    with plan.artifacts.seal(STAGE, key, version=VERSIONS[STAGE], inputs=inputs) as draft:
+        np.save(draft.path / CHOICE_FILE, solution.choice)
+        np.save(draft.path / UTILITY_FILE, utility)
+        np.save(draft.path / JUDGE_FILE, judge_scores)
+        draft.facts |= {
+            "status": str(solution.status),
+            "size": solution.size,
+            "value": solution.value,
+            "bound": solution.bound,
+            "gap": solution.gap,
+            "prices": dict(solution.prices),
+            "sentence": solution.sentence,
+            "output": output,
+            "damping": damping,
+            "scale": scale,
+            "predicted": predicted_change(judge, solution.choice[None]),
+        }
+    return draft.manifest
+
+
+def _mean_scores(
+    plan: Blueprint, problem: ProblemSpec, output: str
+) -> tuple[FloatArray, FloatArray, float]:
+    from attribution.estimators.trak import trak_scores, tune_damping
+
+    attribution = plan.spec.attribution_named(problem.uses)
+    train = load_features(plan, attribution.name, "train")
+    queries = load_features(plan, attribution.name, "query")
+    aimed = [part.rows(plan.query_places(problem.targets)) for part in queries]
+    judged = [part.rows(plan.query_places(plan.spec.verdict.judge_on)) for part in queries]
+    form: dict[str, Any] = {"curvature": attribution.curvature, "average": attribution.average}
+    damping = attribution.damping
+    if damping == "auto":
+        ids = plan.set_ids(problem.targets)
+        bank = open_bank(plan, "calibrate", ids, output)
+        equal = np.full(len(ids), 1 / len(ids))
+        damping = tune_damping(train, aimed, bank, aggregate=equal, **form).rho
+    form |= {"leverage": attribution.leverage, "damping": damping}
+    # Scores are linear in the query's sketch, so the mean sketch gives the mean score.
+    means = [
+        trak_scores(train, [part.averaged() for part in side], **form)[0]
+        for side in (aimed, judged)
+    ]
+    return means[0], means[1], float(damping)
+
+
+def surrogate_of(
+    plan: Blueprint, scores: FloatArray, ids: IntArray, output: str
+) -> "LinearDatamodel":
+    """The calibrated surrogate of the mean output over some test rows.
+
+    Args:
+        plan: The blueprint.
+        scores: float32 [n_train], mean scores over the rows.
+        ids: The rows.
+        output: What is predicted.
+    """
+    from optimize.surrogate import calibrate
+
+    return calibrate(scores[None], averaged(open_bank(plan, "calibrate", ids, output)))
+
+
+def averaged(bank: "RetrainBank") -> "RetrainBank":
+    """The bank of the mean output over all its queries, as one query.
+
+    Errors of single queries correlate, so the mean is calibrated itself.
+    """
+    import dataclasses
+
+    return dataclasses.replace(bank, outputs=bank.outputs.mean(axis=1, keepdims=True))
+
+
+def predicted_change(
+    surrogate: "LinearDatamodel", masks: NDArray[np.bool_], confidence: float = 0.95
+) -> list[float]:
+    """Mean predicted change from all rows to some subsets, with its interval: [mean, low, high]."""
+    mean, sd = surrogate.predict_change(np.ones_like(masks), masks)
+    low, high = surrogate.interval(mean, sd, confidence=confidence)
+    return [float(np.mean(part)) for part in (mean, low, high)]

@@ -1,0 +1,123 @@
+"""Checkpoints: models trained on all training rows, or the user's own weights, sealed one by one.
+
+All missing seeds are trained as one stack. The state of an interrupted training is kept beside the
+artifacts and taken up again; it is removed when the checkpoints are sealed.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from schemas.frozen import digest_of
+from schemas.manifest import Manifest
+from tasks.blueprint import VERSIONS, Blueprint, Job, blueprint
+from tasks.checkpoints import read_checkpoint
+from tasks.progress import advance
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from attribution.training import TrainingState
+
+STAGE = "checkpoints"
+WEIGHTS_FILE = "model.safetensors"
+# Keeping the state of a stack costs milliseconds for a small one; once in so long costs nothing.
+KEEP_EVERY_SECONDS = 15.0
+
+
+@task(name="train", cache_policy=NO_CACHE)
+def train(job: Job) -> tuple[Manifest, ...]:
+    """Train the checkpoints that are missing, all as one, or read the user's own."""
+    plan = blueprint(job)
+    missing = [
+        place
+        for place, key in enumerate(plan.checkpoint_keys)
+        if plan.artifacts.find(STAGE, key) is None
+    ]
+    if missing and plan.loaded.checkpoint_paths:
+        _adopt(plan, missing)
+    elif missing:
+        _train(plan, missing)
+    found = (plan.artifacts.find(STAGE, key) for key in plan.checkpoint_keys)
+    return tuple(manifest for manifest in found if manifest)
+
+
+def _adopt(plan: Blueprint, missing: list[int]) -> None:
+    model = plan.build_model()
+    for done, place in enumerate(missing):
+        path = plan.loaded.checkpoint_paths[place]
+        _seal(plan, place, read_checkpoint(path, model), {"source": path.name})
+        advance(STAGE, done + 1, len(missing))
+
+
+def _train(plan: Blueprint, missing: list[int]) -> None:
+    from attribution.training import train_models
+
+    rows, epochs = plan.dataset.train, plan.spec.train.epochs
+    masks = np.ones((len(missing), len(rows)), dtype=bool)
+    advance(STAGE, 0, epochs)
+    with _kept_state(plan, missing) as (resume, keep):
+        trained = train_models(
+            plan.build_model,
+            (np.asarray(rows.inputs), rows.targets),
+            masks=masks,
+            seeds=[plan.checkpoint_seeds[place] for place in missing],
+            training=plan.training(),
+            task=plan.dataset.facts.task,
+            device=plan.spec.compute.device,
+            memory=plan.spec.compute.memory_bytes,
+            resume=resume,
+            on_epoch=keep,
+        )
+        for stacked, place in enumerate(missing):
+            state = trained.state(stacked)
+            facts = {
+                "seed": plan.checkpoint_seeds[place],
+                "rows": len(rows),
+                "rows_digest": plan.train_digest,
+                "loss": float(trained.losses[stacked]),
+                "path": trained.path,
+            }
+            _seal(plan, place, state, facts)
+
+
+@contextmanager
+def _kept_state(
+    plan: Blueprint, missing: list[int]
+) -> "Iterator[tuple[TrainingState | None, Callable[[int, TrainingState], None]]]":
+    """The state that an interrupted training left, and what keeps the state of this one."""
+    from attribution.training import load_state, save_state
+
+    name = digest_of([plan.checkpoint_keys[place] for place in missing])
+    path = plan.workspace.artifacts / "unfinished" / f"{name}.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kept = time.monotonic()
+
+    def keep(epoch: int, state: "TrainingState") -> None:
+        nonlocal kept
+        advance(STAGE, epoch, plan.spec.train.epochs)
+        if time.monotonic() - kept >= KEEP_EVERY_SECONDS:
+            save_state(state, path)
+            kept = time.monotonic()
+
+    yield load_state(path) if path.exists() else None, keep
+    path.unlink(missing_ok=True)
+
+
+def _seal(
+    plan: Blueprint, place: int, state: Mapping[str, "Tensor"], facts: Mapping[str, object]
+) -> None:
+    from safetensors.torch import save_file
+
+    key = plan.checkpoint_keys[place]
+    inputs = {"model": plan.model_digest, "recipe": plan.recipe_digest}
+    with plan.artifacts.seal(
+        STAGE, key, version=VERSIONS[STAGE], inputs=inputs, facts=facts
+    ) as draft:
+        tensors = {name: value.contiguous().clone() for name, value in state.items()}
+        save_file(tensors, draft.path / WEIGHTS_FILE)

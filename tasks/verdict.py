@@ -1,0 +1,150 @@
+"""Verdicts: the chosen rows and their rivals, retrained and compared on rows the solver never saw.
+
+Every arm is retrained with the same training seeds; a random arm draws another subset for each.
+Intervals are over retrainings, for the judging rows at hand.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from schemas.manifest import Manifest
+from schemas.spec import ProblemSpec
+from tasks.bank import LOGITS_FILE, outputs_of, retrain
+from tasks.blueprint import VERSIONS, Blueprint, IntArray, Job, blueprint
+from tasks.progress import advance
+from tasks.solve import (
+    CHOICE_FILE,
+    FALLING,
+    JUDGE_FILE,
+    predicted_change,
+    surrogate_of,
+)
+
+if TYPE_CHECKING:
+    from optimize.surrogate import LinearDatamodel
+
+STAGE = "verdict"
+MASKS_FILE = "masks.npy"
+CHOSEN, ALL = "chosen", "all"
+
+BoolArray = NDArray[np.bool_]
+
+
+@task(name="verdict", cache_policy=NO_CACHE)
+def judge(job: Job, name: str) -> Manifest:
+    """Retrain on the choice and on its rivals, and say whether the prediction held."""
+    plan = blueprint(job)
+    problem = next(problem for problem in plan.spec.problem if problem.name == name)
+    key = plan.verdict_key(problem) or ""
+    manifest = plan.artifacts.find(STAGE, key) or _judge(plan, problem, key)
+    advance(STAGE, plan.count_done(STAGE, key), len(plan.spec.problem))
+    return manifest
+
+
+def arms_of(plan: Blueprint) -> tuple[str, ...]:
+    """The choice and its rivals, in the order of the retrainings."""
+    return (CHOSEN, *plan.spec.verdict.arms)
+
+
+def verdict_seeds(plan: Blueprint) -> IntArray:
+    """The training seeds that every arm shares."""
+    from attribution.streams import SEED_LIMIT, Purpose, stream
+
+    repeats = range(plan.spec.verdict.seeds)
+    drawn = [stream(plan.spec.seed, Purpose.VERDICT, r).integers(SEED_LIMIT) for r in repeats]
+    return np.asarray(drawn, dtype=np.int64)
+
+
+def _judge(plan: Blueprint, problem: ProblemSpec, key: str) -> Manifest:
+    solution = plan.sealed("solution", plan.solution_key(problem) or "")
+    folder = plan.artifacts.folder(solution)
+    masks = _masks(plan, np.load(folder / CHOICE_FILE))
+    stacked = np.concatenate(list(masks.values()))
+    _, logits = retrain(plan, stacked, np.tile(verdict_seeds(plan), len(masks)))
+    output = str(solution.facts["output"])
+    judged = plan.set_ids(plan.spec.verdict.judge_on)
+    surrogate = surrogate_of(plan, np.load(folder / JUDGE_FILE), judged, output)
+    arms = compare(plan, masks, logits, surrogate, output)
+    inputs = {"solution": solution.key}
+    with plan.artifacts.seal(STAGE, key, version=VERSIONS[STAGE], inputs=inputs) as draft:
+        np.save(draft.path / LOGITS_FILE, logits)
+        np.save(draft.path / MASKS_FILE, stacked)
+        draft.facts |= {"arms": arms, "output": output}
+    return draft.manifest
+
+
+def _masks(plan: Blueprint, choice: BoolArray) -> dict[str, BoolArray]:
+    """Subsets of each arm: bool [seeds, n_train]."""
+    from attribution.streams import Purpose, stream
+    from optimize.select import balanced_subset, random_subset
+
+    size, repeats = int(choice.sum()), plan.spec.verdict.seeds
+    labels = plan.dataset.train.targets
+    masks = {CHOSEN: np.tile(choice, (repeats, 1))}
+    for arm in plan.spec.verdict.arms:
+        draws = [stream(plan.spec.seed, Purpose.ARMS, arm == "balanced", r) for r in range(repeats)]
+        if arm == ALL:
+            masks[arm] = np.ones((repeats, len(choice)), dtype=bool)
+        elif arm == "random":
+            masks[arm] = np.stack([random_subset(len(choice), size, draw) for draw in draws])
+        else:
+            masks[arm] = np.stack([balanced_subset(labels, size, draw) for draw in draws])
+    return masks
+
+
+def compare(
+    plan: Blueprint,
+    masks: dict[str, BoolArray],
+    logits: NDArray[np.float32],
+    surrogate: "LinearDatamodel",
+    output: str,
+) -> list[dict[str, Any]]:
+    """What each arm did, against all rows and against the choice; one record an arm."""
+    from attribution.evaluate import mean_interval, welch_interval
+
+    judged = plan.set_ids(plan.spec.verdict.judge_on)
+    repeats = plan.spec.verdict.seeds
+    values = outputs_of(plan, logits, judged, output).mean(axis=1).reshape(-1, repeats)
+    quality = _accuracy(plan, logits, judged)
+    # A better model has more of what is compared: accuracy, or less error.
+    better = quality if quality is not None else (-1 if output in FALLING else 1) * values.ravel()
+    better = better.reshape(-1, repeats)
+    place = {arm: row for row, arm in enumerate(masks)}
+    records = []
+    for arm, row in place.items():
+        same = arm in (ALL, CHOSEN)
+        unchanged = arm == ALL
+        nothing = [0.0, 0.0, 0.0]
+        records.append(
+            {
+                "arm": arm,
+                "n_rows": int(masks[arm][0].sum()),
+                "seeds": repeats,
+                "accuracy": None if quality is None else list(mean_interval(better[row])),
+                "value": list(mean_interval(values[row])),
+                "predicted_change": nothing
+                if unchanged
+                else predicted_change(surrogate, masks[arm][:1] if same else masks[arm]),
+                "observed_change": nothing
+                if unchanged
+                else list(welch_interval(values[row], values[place[ALL]])),
+                "advantage": nothing
+                if arm == CHOSEN
+                else list(welch_interval(better[place[CHOSEN]], better[row])),
+            }
+        )
+    return records
+
+
+def _accuracy(
+    plan: Blueprint, logits: NDArray[np.float32], ids: IntArray
+) -> NDArray[np.float64] | None:
+    if not plan.dataset.classes:
+        return None
+    places = plan.dataset.positions(ids) - plan.n_train
+    hits = logits[:, places].argmax(axis=-1) == plan.dataset.test.targets[places]
+    return hits.mean(axis=1)
