@@ -1,0 +1,145 @@
+"""Choosing a projection, and sketching a stream of gradient blocks with it."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+import torch
+from torch import Tensor
+
+from attribution.streams import checked_seed
+from schemas.errors import ShapeError
+
+# Exact features cost n * p numbers; above this a sketch is as good (methods: k = 2048 of 17k).
+EXACT_LIMIT = 200_000
+
+
+class ProjectionKind(StrEnum):
+    """How gradients become features."""
+
+    SPARSE = "sparse"
+    NONE = "none"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Projection:
+    """What the sketch looks like.
+
+    Args:
+        kind: "sparse", or "none" for the gradients themselves (small models and tests).
+        dim: Width k of the sketch; not used by "none".
+        nonzeros: Entries for each parameter; 1 is the fastest and as good for scores.
+
+    Raises:
+        ShapeError: A size is not positive, or there are more entries than columns.
+    """
+
+    kind: str = ProjectionKind.SPARSE
+    dim: int = 2048
+    nonzeros: int = 1
+
+    def __post_init__(self) -> None:
+        if self.kind not in set(ProjectionKind):
+            raise ShapeError(
+                f"unknown projection kind {self.kind!r}; say {' or '.join(ProjectionKind)}"
+            )
+        if not 1 <= self.dim < 2**31:
+            raise ShapeError(f"projection dim is {self.dim}; give a width of 1 or more")
+        if not 1 <= self.nonzeros <= min(self.dim, 1024):
+            raise ShapeError(
+                f"projection nonzeros is {self.nonzeros}; give 1 to {min(self.dim, 1024)} "
+                f"(dim is {self.dim})"
+            )
+
+    def width(self, n_parameters: int) -> int:
+        """Columns of the features of a model with that many parameters.
+
+        Raises:
+            ShapeError: Exact gradients of a model that is too large.
+        """
+        if self.kind == ProjectionKind.SPARSE:
+            return self.dim
+        if n_parameters > EXACT_LIMIT:
+            raise ShapeError(
+                f"projection 'none' keeps all {n_parameters} gradient entries of each row, more "
+                f"than {EXACT_LIMIT}; use kind='sparse'"
+            )
+        return n_parameters
+
+
+def sketch(
+    blocks: Iterable[tuple[int, Tensor]],
+    projection: Projection,
+    *,
+    seed: int,
+    checkpoint: int,
+    p: int,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Sketch one batch of per-example gradients.
+
+    Args:
+        blocks: (offset in the flat gradient, [B, entries]) in any order and of any sizes.
+        projection: What the sketch looks like.
+        seed: Seed of the projection, 0 <= seed < 2**63.
+        checkpoint: Index of the checkpoint: each has a matrix of its own.
+        p: Length of the flat gradient.
+        dtype: Of the result; float32, or the blocks' own where that is float64.
+
+    Returns:
+        [B, k] on the blocks' device.
+
+    Raises:
+        ShapeError: A block reaches over the end, batches differ, or no block came.
+    """
+    seed, width = checked_seed(seed), projection.width(p)
+    if not 0 <= checkpoint < 2**32:
+        raise ShapeError(f"checkpoint index {checkpoint} is out of range; give one in [0, 2**32)")
+    out: Tensor | None = None
+    for offset, block in blocks:
+        if out is None:
+            kind = dtype or (torch.float64 if block.dtype == torch.float64 else torch.float32)
+            out = torch.zeros(block.shape[0], width, dtype=kind, device=block.device)
+        if block.ndim != 2 or block.shape[0] != out.shape[0]:
+            raise ShapeError(
+                f"a gradient block has shape {tuple(block.shape)}; expected {out.shape[0]} rows"
+            )
+        if not 0 <= offset <= offset + block.shape[1] <= p:
+            raise ShapeError(
+                f"a gradient block covers {offset}..{offset + block.shape[1]} of {p} parameters"
+            )
+        values = block.detach().to(out.dtype)
+        if projection.kind == ProjectionKind.NONE:
+            out[:, offset : offset + block.shape[1]] = values
+        else:
+            _add(values, out, offset, projection.nonzeros, seed, checkpoint)
+    if out is None:
+        raise ShapeError("there is no gradient block to sketch; the model has no parameters")
+    if projection.kind == ProjectionKind.SPARSE and projection.nonzeros > 1:
+        out *= 1.0 / math.sqrt(projection.nonzeros)
+    return out
+
+
+def fingerprint(projection: Projection, *, seed: int, checkpoint: int, p: int) -> str:
+    """Names the matrix; features with different fingerprints must not meet."""
+    if projection.kind == ProjectionKind.NONE:
+        return f"none/1:checkpoint={checkpoint},p={p}"
+    return (
+        f"sparse/1:dim={projection.dim},nonzeros={projection.nonzeros},"
+        f"seed={checked_seed(seed)},checkpoint={checkpoint},p={p}"
+    )
+
+
+def _add(
+    values: Tensor, out: Tensor, offset: int, nonzeros: int, seed: int, checkpoint: int
+) -> None:
+    options = {"offset": offset, "nonzeros": nonzeros, "seed": seed, "checkpoint": checkpoint}
+    if out.device.type == "cpu":
+        from attribution.projection import cpu
+
+        cpu.add_sketch(values.contiguous().numpy(), out.numpy(), **options)
+    else:
+        from attribution.projection import device
+
+        device.add_sketch(values, out, **options)
