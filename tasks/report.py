@@ -152,7 +152,7 @@ def _headline(findings: Findings) -> RenderableType:
         parts.append(findings.device)
     if findings.seconds is not None:
         parts.append(_duration(findings.seconds))
-    name = Text(findings.spec_name, style="bold")
+    name = Text(_printable(findings.spec_name), style="bold")
     status = "" if findings.status in ("", "done", "committed", "ok") else f" ({findings.status})"
     return Text.assemble(name, f"  run {findings.run_id}{status}\n", "; ".join(parts))
 
@@ -182,7 +182,7 @@ def _suspects(method: Method) -> list[RenderableType]:
         return []
     heading = f"Most harmful rows by {method.name}"
     return [
-        *_section(heading, ["No problem was asked; these rows lower the queries' outputs most."]),
+        *_section(heading, ["No problem was asked; these rows hurt the queries most."]),
         _row_table(method.worst, f"mean score ({method.output})"),
     ]
 
@@ -195,7 +195,7 @@ def _row_table(rows: Iterable[Row], effect: str) -> RenderableType:
     table.add_column("label")
     if with_truth:
         table.add_column("true label")
-    table.add_column(escape(effect), justify="right")
+    table.add_column(escape(_printable(effect)), justify="right")
     for row in rows:
         cells = [str(row.example_id), _cell(row.label)]
         if with_truth:
@@ -212,7 +212,7 @@ def _arms(answer: Answer) -> list[RenderableType]:
     table.add_column("rows", justify="right")
     if with_accuracy:
         table.add_column("accuracy, %", justify="right")
-    table.add_column(escape(f"mean {arms[0].output}"), justify="right")
+    table.add_column(escape(_printable(f"mean {arms[0].output}")), justify="right")
     table.add_column("chosen − arm" + (", pts" if with_accuracy else ""), justify="right")
     for arm in arms:
         cells = [_cell(arm.name), f"{arm.n_rows:,}"]
@@ -240,7 +240,11 @@ def _changes(answer: Answer) -> list[RenderableType]:
         cells = (_cell(arm.name), _signed_interval(arm.predicted), _signed_interval(arm.observed))
         table.add_row(*_texts(*cells), style=_style(arm))
     heading = f"Predicted and observed change of mean {arms[0].output}, against training on all"
-    return [*_section(heading, []), _indented(table), _indented(Text(verdict_sentence(answer)))]
+    return [
+        *_section(heading, []),
+        _indented(table),
+        _indented(Text(_printable(verdict_sentence(answer)))),
+    ]
 
 
 def _trust(methods: Iterable[Method]) -> list[RenderableType]:
@@ -291,8 +295,8 @@ def _next_steps(findings: Findings) -> list[RenderableType]:
 
 
 def _section(heading: str, lines: Iterable[str]) -> list[RenderableType]:
-    title = Text("\n" + heading.upper(), style="bold")
-    return [title, *(_indented(Text(line)) for line in lines if line)]
+    title = Text("\n" + _printable(heading).upper(), style="bold")
+    return [title, *(_indented(Text(_printable(line))) for line in lines if line)]
 
 
 def _indented(what: RenderableType) -> RenderableType:
@@ -320,13 +324,18 @@ def _cell(text: str | None) -> str:
     """Make text from data harmless: one line, no control characters, no markup, not too long."""
     if text is None:
         return "–"
-    plain = "".join(mark if mark.isprintable() else " " for mark in text)
+    plain = _printable(text)
     return plain if len(plain) <= LABEL_WIDTH else plain[: LABEL_WIDTH - 1] + "…"
+
+
+def _printable(text: str) -> str:
+    """Replace line breaks and control characters, which could rewrite the terminal."""
+    return "".join(mark if mark.isprintable() else " " for mark in text)
 
 
 def _texts(*cells: str) -> list[Text]:
     """Wrap cells so that rich never reads them as markup."""
-    return [Text(cell) for cell in cells]
+    return [Text(_printable(cell)) for cell in cells]
 
 
 def _percent(interval: Interval | None) -> str:

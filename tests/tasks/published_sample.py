@@ -6,36 +6,7 @@ import numpy as np
 import polars as pl
 
 from store.connect import open_ledger, registered, run
-
-TABLES = """
-CREATE TABLE runs(run_id VARCHAR, dataset_id VARCHAR, spec_name VARCHAR, spec_digest VARCHAR,
-    spec_toml VARCHAR, status VARCHAR, seed BIGINT, device VARCHAR, code_version VARCHAR,
-    started_at TIMESTAMPTZ, committed_at TIMESTAMPTZ, seconds DOUBLE);
-CREATE TABLE examples(dataset_id VARCHAR, example_id INTEGER, split VARCHAR, target VARCHAR,
-    true_target VARCHAR, content_hash VARCHAR, source_id VARCHAR, metadata JSON);
-CREATE TABLE attributions(attribution_id VARCHAR, run_id VARCHAR, dataset_id VARCHAR,
-    name VARCHAR, method VARCHAR, output VARCHAR, options JSON, n_train BIGINT, n_query BIGINT,
-    fingerprint VARCHAR, damping DOUBLE, damping_from VARCHAR, device VARCHAR, seconds DOUBLE,
-    kept VARCHAR);
-CREATE TABLE scores(attribution_id VARCHAR, query_id INTEGER, train_id INTEGER, score FLOAT);
-CREATE TABLE example_effects(attribution_id VARCHAR, example_id INTEGER, mean_score FLOAT,
-    self_influence FLOAT);
-CREATE TABLE lds(attribution_id VARCHAR, alpha DOUBLE, mean DOUBLE, low DOUBLE, high DOUBLE,
-    ceiling DOUBLE, relative DOUBLE, null_sd DOUBLE, n_masks BIGINT, n_seeds BIGINT,
-    n_queries BIGINT);
-CREATE TABLE solutions(solution_id VARCHAR, run_id VARCHAR, attribution_id VARCHAR,
-    problem VARCHAR, kind VARCHAR, status VARCHAR, size BIGINT, n_pool BIGINT, value DOUBLE,
-    bound DOUBLE, gap DOUBLE, predicted_change DOUBLE, predicted_low DOUBLE,
-    predicted_high DOUBLE, targets VARCHAR, sentence VARCHAR);
-CREATE TABLE solution_rows(solution_id VARCHAR, example_id INTEGER, chosen BOOLEAN,
-    utility DOUBLE, position INTEGER);
-CREATE TABLE verdicts(verdict_id VARCHAR, run_id VARCHAR, solution_id VARCHAR, arm VARCHAR,
-    n_rows BIGINT, seeds BIGINT, accuracy DOUBLE, accuracy_low DOUBLE, accuracy_high DOUBLE,
-    output VARCHAR, value DOUBLE, value_low DOUBLE, value_high DOUBLE, predicted_change DOUBLE,
-    predicted_low DOUBLE, predicted_high DOUBLE, observed_change DOUBLE, observed_low DOUBLE,
-    observed_high DOUBLE, advantage DOUBLE, advantage_low DOUBLE, advantage_high DOUBLE,
-    sentence VARCHAR);
-"""
+from store.migrate import migrate
 
 SPEC = """
 name = "digits"
@@ -79,6 +50,7 @@ def write_published(path: Path, *, run_id: str = "run-1", accuracy: float = 0.95
             "split": ["train"] * 40 + ["test"] * 6,
             "target": given,
             "true_target": truth,
+            "content_hash": [f"{i:064x}" for i in range(46)],
         }
     )
     rows = pl.DataFrame(
@@ -90,9 +62,7 @@ def write_published(path: Path, *, run_id: str = "run-1", accuracy: float = 0.95
         }
     )
     connection = open_ledger(path)
-    for statement in TABLES.split(";"):
-        if statement.strip():
-            run(connection, statement)
+    migrate(connection)
     with registered(connection, new_examples=examples, new_rows=rows):
         run(connection, "INSERT INTO examples BY NAME SELECT * FROM new_examples")
         run(connection, "INSERT INTO solution_rows BY NAME SELECT * FROM new_rows")
@@ -110,8 +80,7 @@ def write_published(path: Path, *, run_id: str = "run-1", accuracy: float = 0.95
     run(
         connection,
         "INSERT INTO attributions VALUES ('attribution-1', $run, 'data-1', 'trak', 'trak', "
-        "'margin', '{}', 40, 3, 'f00', 0.03, 'the calibration half of the bank', 'cpu', 1.5, "
-        "'all')",
+        "'margin', '{}', 40, 3, 'f00', 0.03, 'the calibration half of the bank', 'cpu', 1.5, 3)",
         {"run": run_id},
     )
     run(connection, "INSERT INTO scores VALUES ('attribution-1', 42, 3, 0.5)")

@@ -1,0 +1,65 @@
+-- What one run found, for its report, its pictures and MLflow.
+
+-- name: latest_run
+SELECT run_id FROM runs ORDER BY committed_at DESC NULLS LAST, started_at DESC, run_id LIMIT 1;
+
+-- name: run
+SELECT run_id, dataset_id, spec_name, spec_digest, status, seed, device, code_version, seconds
+FROM runs WHERE run_id = $run;
+
+-- name: example_counts
+SELECT
+    count(*) FILTER (split = 'train') AS n_train,
+    count(*) FILTER (split = 'test') AS n_test,
+    count(*) FILTER (split = 'train' AND coalesce(true_target <> target, false)) AS n_flipped
+FROM examples
+WHERE dataset_id = $dataset;
+
+-- name: attributions
+SELECT attribution_id, name, method, output, damping, damping_from, device, seconds, n_query
+FROM attributions
+WHERE run_id = $run
+   OR attribution_id IN (SELECT attribution_id FROM solutions WHERE solutions.run_id = $run)
+ORDER BY name, attribution_id;
+
+-- name: lds
+SELECT attribution_id, alpha, mean, low, high, ceiling, relative, null_sd, n_masks, n_seeds,
+    n_queries
+FROM lds WHERE attribution_id IN (SELECT unnest($attributions))
+ORDER BY attribution_id, alpha NULLS FIRST;
+
+-- name: solutions
+SELECT s.solution_id, s.attribution_id, s.problem, s.kind, s.status, s.size, s.n_pool, s.gap,
+    s.predicted_change, s.predicted_low, s.predicted_high, s.targets, s.sentence, a.output
+FROM solutions AS s LEFT JOIN attributions AS a USING (attribution_id)
+WHERE s.run_id = $run ORDER BY s.problem, s.solution_id;
+
+-- name: solution_rows
+SELECT r.example_id, r.chosen, r.utility, e.target, e.true_target
+FROM solution_rows AS r
+LEFT JOIN examples AS e ON e.example_id = r.example_id AND e.dataset_id = $dataset
+WHERE r.solution_id = $solution
+ORDER BY r.utility, r.example_id;
+
+-- name: effects
+-- harm() knows in which direction the output is bad; where it has none, no row is the worst.
+SELECT f.example_id, -harm(a.output, f.mean_score) AS utility, e.target, e.true_target
+FROM example_effects AS f
+JOIN attributions AS a USING (attribution_id)
+LEFT JOIN examples AS e ON e.example_id = f.example_id AND e.dataset_id = a.dataset_id
+WHERE f.attribution_id = $attribution AND harm(a.output, f.mean_score) IS NOT NULL
+ORDER BY utility, f.example_id
+LIMIT $n;
+
+-- name: verdicts
+SELECT verdict_id, solution_id, arm, n_rows, seeds, accuracy, accuracy_low, accuracy_high, output,
+    value, value_low, value_high, predicted_change, predicted_low, predicted_high,
+    observed_change, observed_low, observed_high, advantage, advantage_low, advantage_high, sentence
+FROM verdicts WHERE run_id = $run ORDER BY solution_id, verdict_id;
+
+-- name: a_query
+SELECT min(query_id) AS query_id FROM scores WHERE attribution_id IN (SELECT unnest($attributions));
+
+-- name: preview
+SELECT example_id, split, target FROM examples
+WHERE dataset_id = $dataset AND split = $split ORDER BY example_id LIMIT 1000;

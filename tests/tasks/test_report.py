@@ -1,0 +1,237 @@
+"""The report says what the tables say, in words, within the width of a terminal."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from schemas.errors import NotFound
+from store.connect import open_ledger, run
+from tasks.findings import Arm, Findings, Interval, detection, gather, open_source
+from tasks.report import (
+    is_confirmed,
+    read_findings,
+    render,
+    render_summary,
+    summary_json,
+    summary_text,
+    verdict_sentence,
+)
+from tests.tasks.published_sample import DROPPED, WRONG, write_published
+from tests.tasks.sample_findings import ANSWER, FIDELITY, FINDINGS, METHOD, ROWS, arm, interval
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_published(tmp_path_factory.mktemp("published") / "winnow.duckdb")
+
+
+def squeezed(findings: Findings, width: int = 96) -> str:
+    """The report with all white space made one."""
+    return " ".join(summary_text(findings, width=width).split())
+
+
+def with_answer(**changes: object) -> Findings:
+    return replace(FINDINGS, answers=(replace(ANSWER, **changes),))  # type: ignore[arg-type]
+
+
+def with_arms(*arms: Arm) -> Findings:
+    return with_answer(arms=arms)
+
+
+def test_a_published_run_is_gathered_as_it_was_written(published: Path) -> None:
+    findings = read_findings(published)
+    assert (findings.run_id, findings.n_train, findings.n_test) == ("run-1", 40, 6)
+    assert (findings.n_flipped, findings.a_query) == (len(WRONG), 42)
+    (answer,) = findings.answers
+    assert answer.dropped == len(DROPPED)
+    assert [row.example_id for row in answer.worst] == list(DROPPED)
+    assert answer.worst[0].is_flipped
+    assert not answer.worst[1].is_flipped
+    assert answer.detection is not None
+    assert answer.detection.precision == len(WRONG) / len(DROPPED)
+    assert answer.detection.recall == 1.0
+    assert {arm.name for arm in answer.arms} == {"all", "random", "chosen"}
+    (method,) = findings.methods
+    assert [found.alpha for found in method.fidelity] == [0.5, 0.9]
+    assert method.worst[0].example_id == DROPPED[0]
+
+
+def test_the_report_of_a_published_run_says_all_five_things(published: Path) -> None:
+    text = " ".join(summary_text(read_findings(published)).split())
+    assert "clean keeps 30 of 40 rows and drops 10." in text
+    assert "Of the 4 wrong labels, 4 are among the dropped rows: recall 100%" in text
+    assert "95.0 [94.0, 96.0]" in text
+    assert "+5.0 [+4.0, +6.0]" in text
+    assert "+0.55 [+0.40, +0.70] +0.60 [+0.50, +0.70]" in text
+    assert "Confirmed: models trained on the chosen rows beat every control" in text
+    assert "LDS 0.310 [0.280, 0.340]; noise allows 0.55" in text
+    assert "damping 0.03, chosen from the calibration half of the bank" in text
+    assert "winnow sql 'FROM top_influences(query := 42)'" in text
+    assert "".join(str(published).split()) in "".join(text.split())
+
+
+def test_a_run_that_does_not_exist_is_refused_by_name(published: Path) -> None:
+    with pytest.raises(NotFound, match="'run-9'"):
+        render_summary(published, "run-9")
+
+
+def test_a_database_without_runs_says_how_to_make_one(tmp_path: Path) -> None:
+    path = write_published(tmp_path / "winnow.duckdb")
+    ledger = open_ledger(path)
+    run(ledger, "DELETE FROM runs")
+    ledger.close()
+    with pytest.raises(NotFound, match="winnow run"):
+        render_summary(path)
+
+
+def test_a_workspace_where_nothing_was_published_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(NotFound):
+        render_summary(tmp_path / "winnow.duckdb")
+
+
+def test_parts_that_a_spec_left_out_are_left_out(tmp_path: Path) -> None:
+    path = write_published(tmp_path / "winnow.duckdb")
+    ledger = open_ledger(path)
+    for table in ("solutions", "solution_rows", "verdicts", "lds", "scores"):
+        run(ledger, f"DELETE FROM {table}")  # noqa: S608 - names from this line
+    run(ledger, "UPDATE examples SET true_target = NULL")
+    ledger.close()
+    text = summary_text(read_findings(path))
+    assert "MOST HARMFUL ROWS BY TRAK" in text
+    for absent in ("WRONG", "RETRAINING", "LDS", "top_influences", "true label", "nan", "None"):
+        assert absent not in text
+
+
+def test_the_last_committed_run_is_the_default(tmp_path: Path) -> None:
+    path = write_published(tmp_path / "winnow.duckdb")
+    ledger = open_ledger(path)
+    run(ledger, "INSERT INTO runs BY NAME SELECT * REPLACE ('run-2' AS run_id, "
+        "committed_at + INTERVAL 1 HOUR AS committed_at) FROM runs")  # fmt: skip
+    ledger.close()
+    with open_source(path) as source:
+        assert gather(source).run_id == "run-2"
+        assert gather(source, "run-1").run_id == "run-1"
+
+
+@pytest.mark.parametrize("width", [80, 96, 100])
+def test_no_line_is_wider_than_the_terminal(width: int) -> None:
+    lines = summary_text(FINDINGS, width=width).splitlines()
+    assert max(len(line) for line in lines) <= width
+    assert not any("…" in line for line in lines), "numbers are cut"
+
+
+def test_it_reads_without_colour() -> None:
+    assert "\x1b" not in summary_text(FINDINGS)
+
+
+def test_cells_from_data_are_never_markup_nor_control_codes() -> None:
+    evil = "[red]a[/red]\x1b[31m\n[/]"
+    row = replace(ROWS[0], label=evil, true_label=evil)
+    hostile = replace(
+        with_answer(
+            worst=(row,),
+            problem=evil,
+            output=evil,
+            sentence=evil,
+            arms=tuple(replace(arm, name=arm.name, output=evil) for arm in ANSWER.arms),
+        ),
+        spec_name=evil,
+        methods=(replace(METHOD, name=evil, output=evil, damping_from=evil),),
+    )
+    text = summary_text(hostile)
+    assert "[red]a[/red]" in text
+    assert "\x1b" not in text
+    with Console(width=96, force_terminal=True, color_system="truecolor").capture() as capture:
+        Console(width=96, force_terminal=True).print(render(hostile))
+    assert "\x1b[31m" not in capture.get()
+
+
+def test_long_labels_are_cut() -> None:
+    text = summary_text(with_answer(worst=(replace(ROWS[0], label="word " * 50),)))
+    assert "word word" in text
+    assert max(len(line) for line in text.splitlines()) <= 96
+
+
+def test_one_arm_that_is_not_clearly_beaten_is_enough_to_not_confirm() -> None:
+    arms = (
+        *ANSWER.arms[:2],
+        replace(ANSWER.arms[2], advantage=interval(0.004, 0.01)),
+        ANSWER.arms[3],
+    )
+    answer = replace(ANSWER, arms=arms)
+    assert is_confirmed(ANSWER) is True
+    assert is_confirmed(answer) is False
+    said = verdict_sentence(answer)
+    assert said.startswith("Not confirmed: the chosen rows do not clearly beat 'balanced' (+0.4")
+
+
+def test_without_intervals_nothing_is_judged() -> None:
+    lone = Interval(mean=0.04, low=float("nan"), high=float("nan"))
+    answer = replace(ANSWER, arms=(replace(ANSWER.arms[0], advantage=lone), ANSWER.arms[3]))
+    assert is_confirmed(answer) is None
+    assert verdict_sentence(answer).startswith("Not judged")
+
+
+@pytest.mark.parametrize(("observed", "where"), [(0.61, "inside"), (0.9, "above"), (0.1, "below")])
+def test_the_sentence_says_where_the_observation_fell(observed: float, where: str) -> None:
+    chosen = replace(ANSWER.arms[3], observed=interval(observed, 0.1))
+    said = verdict_sentence(replace(ANSWER, arms=(*ANSWER.arms[:3], chosen)))
+    assert f"fell {where} its predicted interval" in said
+
+
+def test_regression_speaks_of_the_output_instead_of_accuracy() -> None:
+    arms = tuple(replace(arm, accuracy=None, output="squared_error") for arm in ANSWER.arms)
+    text = squeezed(with_arms(*arms))
+    assert "accuracy" not in text
+    assert "points" not in text
+    assert "mean squared_error" in text
+
+
+def test_a_chosen_arm_alone_is_not_judged() -> None:
+    assert "Not judged" in squeezed(with_arms(arm("chosen", 0.9, None, None)))
+
+
+def test_the_noise_of_scores_without_information_is_stated() -> None:
+    assert "vary by ±0.019" in squeezed(FINDINGS)
+
+
+def test_a_ceiling_that_is_unknown_is_not_shown() -> None:
+    unknown = replace(FIDELITY, ceiling=float("nan"), relative=float("nan"), null_sd=None)
+    text = squeezed(replace(FINDINGS, methods=(replace(METHOD, fidelity=(unknown,)),)))
+    assert "noise allows" not in text
+    assert "nan" not in text
+
+
+def test_the_json_holds_the_same_facts_and_no_nan(published: Path) -> None:
+    document = json.loads(summary_json(published))
+    (answer,) = document["answers"]
+    assert answer["confirmed"] is True
+    assert answer["verdict"].startswith("Confirmed")
+    assert answer["detection"]["recall"] == 1.0
+    assert document["methods"][0]["fidelity"][0]["lds"] == {"mean": 0.31, "low": 0.28, "high": 0.34}
+    chosen = next(arm for arm in answer["arms"] if arm["name"] == "chosen")
+    assert chosen["advantage"] is None
+    assert "NaN" not in summary_json(published)
+
+
+def test_detection_needs_labels_known_to_be_wrong() -> None:
+    none = np.zeros(4, dtype=bool)
+    assert detection(np.arange(4.0), none, ~none) is None
+
+
+def test_detection_of_a_perfect_ranking_is_perfect() -> None:
+    flipped = np.array([True, True, False, False])
+    found = detection(np.array([4.0, 3.0, 2.0, 1.0]), flipped, flipped)
+    assert found is not None
+    assert (found.precision, found.recall, found.auroc) == (1.0, 1.0, 1.0)
+
+
+def test_detection_without_utilities_has_no_auroc() -> None:
+    flipped = np.array([True, False])
+    found = detection(np.array([np.nan, 1.0]), flipped, flipped)
+    assert found is not None
+    assert found.auroc is None
