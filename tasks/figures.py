@@ -26,7 +26,8 @@ ARM_ORDER = ("chosen", "all", "random", "balanced")
 MAX_BARS = 8  # features shown for a row that is not a picture
 HERO_BYTES = 200_000
 
-Interval = tuple[float, float, float]  # mean, low, high
+# Mean, low, high; where no bounds are known (None or NaN), the mean is drawn alone.
+Interval = tuple[float, float | None, float | None]
 
 
 def lds_per_query(per_query: np.ndarray, *, mean: Interval, ceiling: float | None) -> Figure:
@@ -37,22 +38,23 @@ def lds_per_query(per_query: np.ndarray, *, mean: Interval, ceiling: float | Non
         mean: The mean over queries with its interval.
         ceiling: What a perfect prediction of the expected output would reach, if known.
     """
+    middle, low, high = _bounded(mean)
     values = np.sort(_vector(per_query, "per_query"))
     values = values[np.isfinite(values)]
     figure, axes = _figure(7.0, 3.4)
     positions = np.arange(values.size)
     axes.vlines(positions, 0.0, values, color=CHOSEN, linewidth=_stem_width(values.size))
-    axes.axhspan(mean[1], mean[2], color=CHOSEN, alpha=0.15, linewidth=0)
-    axes.axhline(mean[0], color=CHOSEN, linewidth=1.2)
-    _note(axes, mean[2], f"mean {mean[0]:.2f} [{mean[1]:.2f}, {mean[2]:.2f}]", CHOSEN)
-    title = f"Scores rank retrained models at {mean[0]:.2f}"
+    axes.axhspan(low, high, color=CHOSEN, alpha=0.15, linewidth=0)
+    axes.axhline(middle, color=CHOSEN, linewidth=1.2)
+    _note(axes, high, f"mean {middle:.2f} [{low:.2f}, {high:.2f}]", CHOSEN)
+    title = f"Scores rank retrained models at {middle:.2f}"
     if ceiling is not None and np.isfinite(ceiling):
         axes.axhline(ceiling, color=ATTENTION, linewidth=1.2, linestyle=(0, (4, 3)))
         _note(axes, ceiling, f"noise ceiling {ceiling:.2f}", ATTENTION)
         title += f"; noise allows {ceiling:.2f}"
     axes.axhline(0.0, color=INK, linewidth=0.8)
     axes.set_xlim(-1.0, max(values.size, 1))
-    top = max(1e-3, *(abs(x) for x in (*values, mean[2], ceiling or 0.0) if np.isfinite(x)))
+    top = max(1e-3, *(abs(x) for x in (*values, high, ceiling or 0.0) if np.isfinite(x)))
     axes.set_ylim(min(0.0, *values, 0.0) - 0.05 * top, 1.15 * top)
     axes.set_xticks([])
     axes.set_xlabel(f"{values.size} queries, sorted")
@@ -262,7 +264,7 @@ def _arms(axes: Axes, results: Mapping[str, Interval], measure: str) -> None:
     names = [name for name in ARM_ORDER if name in results]
     names += [name for name in results if name not in names]
     for row, name in enumerate(names):
-        mean, low, high = (scale * float(value) for value in results[name])
+        mean, low, high = (scale * value for value in _bounded(results[name]))
         color = CHOSEN if name == "chosen" else CONTROL
         axes.plot([low, high], [row, row], color=color, linewidth=3, solid_capstyle="butt")
         axes.plot([mean], [row], "o", color=color, markersize=8, markeredgecolor="white")
@@ -288,8 +290,8 @@ def _arms(axes: Axes, results: Mapping[str, Interval], measure: str) -> None:
 def _arms_title(results: Mapping[str, Interval], measure: str) -> str:
     if "chosen" not in results or len(results) < 2:
         return f"{measure.capitalize()} of each arm"
-    chosen = results["chosen"]
-    beaten = [arm for arm in results if arm != "chosen" and chosen[1] > results[arm][2]]
+    floor = _bounded(results["chosen"])[1]
+    beaten = [arm for arm in results if arm != "chosen" and floor > _bounded(results[arm])[2]]
     if len(beaten) == len(results) - 1:
         return "The chosen rows train a better model\nthan every control"
     if beaten:
@@ -318,13 +320,23 @@ def _scatter(
             predicted[rows], observed[rows], s=16, color=CONTROL, alpha=shade, linewidths=0,
             label=name or None,
         )  # fmt: skip
-    for name, (x, y) in arms.items():
+    # Controls lie close together: the higher ones are named on their left, the others on the right.
+    ranked = sorted(arms, key=lambda name: -arms[name][1])
+    for place, name in enumerate(ranked):
+        x, y = arms[name]
         color = CHOSEN if name == "chosen" else INK
+        right = place % 2 == 1
         axes.scatter([x], [y], s=60, color=color, edgecolors="white", zorder=3)
         axes.annotate(
-            _plain(name), (x, y), xytext=(6, -4), textcoords="offset points",
-            fontsize=8.5, color=color, va="top",
-        )  # fmt: skip
+            _plain(name),
+            (x, y),
+            xytext=(7 if right else -7, -1),
+            textcoords="offset points",
+            fontsize=8.5,
+            color=color,
+            ha="left" if right else "right",
+            va="top" if right else "bottom",
+        )
     xs, ys = [x for x, _ in arms.values()], [y for _, y in arms.values()]
     everything = np.concatenate([predicted, observed, xs, ys])
     everything = everything[np.isfinite(everything)]
@@ -416,6 +428,12 @@ def _standard_scores(rows: np.ndarray, background: np.ndarray | None) -> np.ndar
     )
     spread = base.std(axis=0)
     return (flat - base.mean(axis=0)) / np.where(spread > 0, spread, 1.0)
+
+
+def _bounded(interval: Interval) -> tuple[float, float, float]:
+    mean, low, high = interval
+    known = low is not None and high is not None and np.isfinite([low, high]).all()
+    return (float(mean), float(low), float(high)) if known else (float(mean),) * 3  # type: ignore
 
 
 def _vector(values: np.ndarray, name: str) -> np.ndarray:

@@ -39,6 +39,13 @@ PROBE_SECONDS = 5.0
 # What MLflow 3.17 does to its own libraries; nothing that a user of winnow could change.
 HOUSEKEEPING = (r"The ``noload`` loader strategy is deprecated",)  # its ORM on SQLAlchemy 2.1
 
+# Settings for the length of a call: it prints links to stdout, where `--json` must be alone.
+MANNERS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
+
 Receipt = dict[str, Any]
 
 
@@ -274,8 +281,7 @@ def _quietly() -> Iterator[None]:
 
     names = ("mlflow", "alembic")
     levels = {name: logging.getLogger(name).level for name in names}
-    patience = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
-    added = {key: value for key, value in patience.items() if key not in os.environ}
+    added = {key: value for key, value in MANNERS.items() if key not in os.environ}
     os.environ.update(added)
     try:
         for name in names:

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,8 +9,6 @@ from matplotlib.figure import Figure
 
 from schemas.errors import ShapeError
 from tasks import figures
-from tasks.drawing import Cloud, captions, draw_hero, draw_run, triple
-from tests.tasks.sample_findings import ANSWER, FINDINGS, METHOD, ROWS, interval
 
 RNG = np.random.default_rng(7)
 IMAGES = RNG.random((12, 8, 8))
@@ -19,7 +16,7 @@ CAPTIONS = [f"{i % 10} (true {i % 7})" for i in range(12)]
 ARMS = {"all": (0.92, 0.91, 0.93), "random": (0.90, 0.89, 0.92), "chosen": (0.96, 0.95, 0.97)}
 PREDICTED = np.concatenate([RNG.normal(2, 0.1, 30), RNG.normal(3, 0.1, 30)])
 OBSERVED = PREDICTED + RNG.normal(0, 0.1, 60)
-CLOUD = Cloud(predicted=PREDICTED, observed=OBSERVED, sizes=np.repeat([0.5, 0.9], 30))
+GROUPS = ["50 % of the rows"] * 30 + ["90 % of the rows"] * 30
 
 
 def titles(figure: Figure) -> list[str]:
@@ -71,7 +68,7 @@ def test_correlation_is_stated_within_one_subset_size() -> None:
     noise = RNG.normal(0, 0.05, 60)
     unrelated = np.repeat([2.0, 3.0], 30) + noise
     shuffled = np.repeat([2.0, 3.0], 30) + RNG.permutation(noise)
-    figure = figures.predicted_against_observed(unrelated, shuffled, groups=CLOUD.groups)
+    figure = figures.predicted_against_observed(unrelated, shuffled, groups=GROUPS)
     (title,) = titles(figure)
     r = float(title.split("r = ")[1].split()[0])
     assert abs(r) < 0.5 < np.corrcoef(unrelated, shuffled)[0, 1]
@@ -136,36 +133,18 @@ def test_labels_with_dollar_signs_are_not_read_as_mathematics() -> None:
 
 def test_the_hero_is_one_picture_that_fits_a_readme() -> None:
     figure = figures.hero(
-        IMAGES, CAPTIONS, ARMS, PREDICTED, OBSERVED, groups=CLOUD.groups, points={"all": (3, 3)}
+        IMAGES, CAPTIONS, ARMS, PREDICTED, OBSERVED, groups=GROUPS, points={"all": (3, 3)}
     )
     assert len(figures.png(figure, dpi=120)) <= figures.HERO_BYTES
 
 
-def test_a_run_is_drawn_as_far_as_its_findings_allow() -> None:
-    inputs = {row.example_id: RNG.random(64) for row in ROWS}
-    drawn = draw_run(
-        FINDINGS,
-        inputs=inputs,
-        per_query={METHOD.attribution_id: RNG.random(20)},
-        clouds={METHOD.attribution_id: CLOUD},
-    )
-    assert set(drawn) == {"clean-dropped", "clean-arms", "trak-lds", "trak-predicted"}
-    assert set(draw_run(FINDINGS)) == {"clean-arms"}
-    assert draw_run(replace(FINDINGS, answers=(), methods=())) == {}
-    figures.png(draw_hero(FINDINGS, inputs, CLOUD), dpi=50)
+@pytest.mark.parametrize("unknown", [None, float("nan")])
+def test_an_unknown_interval_is_drawn_as_its_mean(unknown) -> None:
+    figures.png(figures.arms({"chosen": (0.9, unknown, unknown), "all": (0.8, 0.7, 0.9)}), dpi=50)
+    figure = figures.lds_per_query(np.ones(3), mean=(1.0, unknown, unknown), ceiling=unknown)
+    assert titles(figure) == ["Scores rank retrained models at 1.00"]
 
 
 def test_arms_without_accuracy_are_drawn_by_their_output() -> None:
-    arms = tuple(replace(arm, accuracy=None) for arm in ANSWER.arms)
-    answer = replace(ANSWER, arms=arms, problem="a/b c")
-    drawn = draw_run(replace(FINDINGS, answers=(answer,)))
-    assert drawn["a_b_c-arms"].axes[0].get_xlabel().startswith("mean margin")
-
-
-def test_captions_name_the_true_label_only_where_it_differs() -> None:
-    assert captions(ROWS) == ["3 (true 8)", "1"]
-    assert captions([replace(ROWS[1], label="x" * 40, true_label=None)]) == ["x" * 11 + "…"]
-
-
-def test_an_unknown_interval_is_drawn_as_its_mean() -> None:
-    assert triple(replace(interval(0.5, 0.1), low=float("nan"))) == (0.5, 0.5, 0.5)
+    figure = figures.arms({"chosen": (-0.5, -0.6, -0.4)}, measure="squared_error")
+    assert figure.axes[0].get_xlabel().startswith("squared_error")

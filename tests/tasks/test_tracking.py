@@ -204,13 +204,17 @@ def test_a_deleted_experiment_is_taken_up_again(workspace, client) -> None:
     assert send(workspace)["sent"]
 
 
-def test_nothing_is_written_into_the_working_directory(workspace, tmp_path, monkeypatch) -> None:
+def test_nothing_is_printed_nor_written_where_one_stands(
+    workspace, tmp_path, monkeypatch, capfd
+) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
+    capfd.readouterr()
     before = dict(os.environ)
     send(workspace)
     assert list(elsewhere.iterdir()) == []
+    assert capfd.readouterr() == ("", "")
     assert dict(os.environ) == before | {"MLFLOW_DISABLE_TELEMETRY": "true"}
 
 
