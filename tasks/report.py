@@ -16,6 +16,7 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
+from rich.constrain import Constrain
 from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
@@ -26,16 +27,26 @@ from tasks.findings import (
     Arm,
     Fidelity,
     Findings,
-    Interval,
     Method,
     Row,
     gather,
     open_source,
 )
+from tasks.wording import (
+    advantage,
+    cell,
+    duration,
+    origin,
+    percent,
+    plain_interval,
+    printable,
+    signed,
+    signed_interval,
+    texts,
+)
 
 ROWS_SHOWN = 5
 WIDTH = 96
-LABEL_WIDTH = 24  # longer class names are cut
 ARM_ORDER = ("chosen", "all", "random", "balanced")
 
 
@@ -90,7 +101,7 @@ def render(findings: Findings) -> RenderableType:
             parts += _suspects(method)
     parts += _trust(findings.methods)
     parts += _next_steps(findings)
-    return Group(*parts)
+    return Constrain(Group(*parts), WIDTH)
 
 
 def is_confirmed(answer: Answer) -> bool | None:
@@ -123,10 +134,10 @@ def _against_controls(answer: Answer) -> str:
         least = min(controls, key=lambda arm: arm.advantage.mean if arm.advantage else math.inf)
         return (
             f"Confirmed: models trained on the chosen rows beat every control; "
-            f"the closest is {least.name!r}, by {_advantage(least)}."
+            f"the closest is {least.name!r}, by {advantage(least)}."
         )
     missed = [arm for arm in controls if arm.advantage is None or arm.advantage.low <= 0]
-    listed = ", ".join(f"{arm.name!r} ({_advantage(arm)})" for arm in missed)
+    listed = ", ".join(f"{arm.name!r} ({advantage(arm)})" for arm in missed)
     return f"Not confirmed: the chosen rows do not clearly beat {listed}."
 
 
@@ -151,8 +162,8 @@ def _headline(findings: Findings) -> RenderableType:
     if findings.device:
         parts.append(findings.device)
     if findings.seconds is not None:
-        parts.append(_duration(findings.seconds))
-    name = Text(_printable(findings.spec_name), style="bold")
+        parts.append(duration(findings.seconds))
+    name = Text(printable(findings.spec_name), style="bold")
     status = "" if findings.status in ("", "done", "committed", "ok") else f" ({findings.status})"
     return Text.assemble(name, f"  run {findings.run_id}{status}\n", "; ".join(parts))
 
@@ -195,12 +206,12 @@ def _row_table(rows: Iterable[Row], effect: str) -> RenderableType:
     table.add_column("label")
     if with_truth:
         table.add_column("true label")
-    table.add_column(escape(_printable(effect)), justify="right")
+    table.add_column(escape(printable(effect)), justify="right")
     for row in rows:
-        cells = [str(row.example_id), _cell(row.label)]
+        cells = [str(row.example_id), cell(row.label)]
         if with_truth:
-            cells.append(_cell(row.true_label) + ("  wrong" if row.is_flipped else ""))
-        table.add_row(*_texts(*cells, _signed(row.utility)))
+            cells.append(cell(row.true_label) + ("  wrong" if row.is_flipped else ""))
+        table.add_row(*texts(*cells, signed(row.utility)))
     return _indented(table)
 
 
@@ -212,15 +223,15 @@ def _arms(answer: Answer) -> list[RenderableType]:
     table.add_column("rows", justify="right")
     if with_accuracy:
         table.add_column("accuracy, %", justify="right")
-    table.add_column(escape(_printable(f"mean {arms[0].output}")), justify="right")
+    table.add_column(escape(printable(f"mean {arms[0].output}")), justify="right")
     table.add_column("chosen − arm" + (", pts" if with_accuracy else ""), justify="right")
     for arm in arms:
-        cells = [_cell(arm.name), f"{arm.n_rows:,}"]
+        cells = [cell(arm.name), f"{arm.n_rows:,}"]
         if with_accuracy:
-            cells.append(_percent(arm.accuracy))
-        advantage = "" if arm.name == "chosen" else _advantage(arm, unit="")
-        cells += [_plain_interval(arm.value), advantage]
-        table.add_row(*_texts(*cells), style=_style(arm))
+            cells.append(percent(arm.accuracy))
+        ahead = "" if arm.name == "chosen" else advantage(arm, unit="")
+        cells += [plain_interval(arm.value), ahead]
+        table.add_row(*texts(*cells), style=_style(arm))
     seeds = sorted({arm.seeds for arm in arms})
     counted = " to ".join(str(n) for n in dict.fromkeys((seeds[0], seeds[-1])))
     line = f"Each arm was trained {counted} times; mean [95 % interval] on rows kept for judging."
@@ -237,13 +248,13 @@ def _changes(answer: Answer) -> list[RenderableType]:
     table.add_column("predicted", justify="right")
     table.add_column("observed", justify="right")
     for arm in arms:
-        cells = (_cell(arm.name), _signed_interval(arm.predicted), _signed_interval(arm.observed))
-        table.add_row(*_texts(*cells), style=_style(arm))
+        cells = (cell(arm.name), signed_interval(arm.predicted), signed_interval(arm.observed))
+        table.add_row(*texts(*cells), style=_style(arm))
     heading = f"Predicted and observed change of mean {arms[0].output}, against training on all"
     return [
         *_section(heading, []),
         _indented(table),
-        _indented(Text(_printable(verdict_sentence(answer)))),
+        _indented(Text(printable(verdict_sentence(answer)))),
     ]
 
 
@@ -252,14 +263,14 @@ def _trust(methods: Iterable[Method]) -> list[RenderableType]:
     for method in methods:
         lines += [_fidelity(method, found) for found in method.fidelity]
         if method.damping is not None:
-            origin = f", {_origin(method.damping_from)}" if method.damping_from else ""
-            lines.append(f"{method.name}: damping {method.damping:.3g}{origin}.")
+            why = f", {origin(method.damping_from)}" if method.damping_from else ""
+            lines.append(f"{method.name}: damping {method.damping:.3g}{why}.")
     return _section("How far to trust the scores", lines) if lines else []
 
 
 def _fidelity(method: Method, found: Fidelity) -> str:
     where = "" if found.alpha is None else f" at {found.alpha:.0%} of the rows"
-    line = f"{method.name} ({method.output}){where}: LDS {_plain_interval(found.lds)}"
+    line = f"{method.name} ({method.output}){where}: LDS {plain_interval(found.lds)}"
     if found.ceiling is not None and math.isfinite(found.ceiling):
         line += f"; noise allows {found.ceiling:.3g}"
         if found.relative is not None and math.isfinite(found.relative):
@@ -295,8 +306,8 @@ def _next_steps(findings: Findings) -> list[RenderableType]:
 
 
 def _section(heading: str, lines: Iterable[str]) -> list[RenderableType]:
-    title = Text("\n" + _printable(heading).upper(), style="bold")
-    return [title, *(_indented(Text(_printable(line))) for line in lines if line)]
+    title = Text("\n" + printable(heading).upper(), style="bold")
+    return [title, *(_indented(Text(printable(line))) for line in lines if line)]
 
 
 def _indented(what: RenderableType) -> RenderableType:
@@ -318,83 +329,6 @@ def _arm(answer: Answer, name: str) -> Arm | None:
 
 def _style(arm: Arm) -> str:
     return "bold" if arm.name == "chosen" else ""
-
-
-def _cell(text: str | None) -> str:
-    """Make text from data harmless: one line, no control characters, no markup, not too long."""
-    if text is None:
-        return "–"
-    plain = _printable(text)
-    return plain if len(plain) <= LABEL_WIDTH else plain[: LABEL_WIDTH - 1] + "…"
-
-
-def _printable(text: str) -> str:
-    """Replace line breaks and control characters, which could rewrite the terminal."""
-    return "".join(mark if mark.isprintable() else " " for mark in text)
-
-
-def _texts(*cells: str) -> list[Text]:
-    """Wrap cells so that rich never reads them as markup."""
-    return [Text(_printable(cell)) for cell in cells]
-
-
-def _percent(interval: Interval | None) -> str:
-    if interval is None:
-        return "–"
-    text = f"{100 * interval.mean:.1f}"
-    return text + _bounds(interval, 100.0, ".1f")
-
-
-def _advantage(arm: Arm, unit: str = " points") -> str:
-    """Write (chosen - arm): percentage points of accuracy, or the output's own unit without it."""
-    if arm.accuracy is None:
-        return _signed_interval(arm.advantage)
-    return _signed_interval(arm.advantage, 100.0) + unit
-
-
-def _plain_interval(interval: Interval | None) -> str:
-    if interval is None:
-        return "–"
-    form = f".{_decimals(interval)}f"
-    return f"{interval.mean:{form}}" + _bounds(interval, 1.0, form)
-
-
-def _signed_interval(interval: Interval | None, scale: float = 1.0) -> str:
-    if interval is None:
-        return "–"
-    form = "+.1f" if scale != 1.0 else f"+.{_decimals(interval)}f"
-    return f"{scale * interval.mean:{form}}" + _bounds(interval, scale, form)
-
-
-def _decimals(interval: Interval) -> int:
-    """Show two significant digits of the half width, and no more than it supports."""
-    half = (interval.high - interval.low) / 2 if interval.is_known else 0.0
-    return 3 if half <= 0 else min(max(1 - math.floor(math.log10(half)), 0), 6)
-
-
-def _bounds(interval: Interval, scale: float, form: str) -> str:
-    if not interval.is_known:
-        return ""
-    return f" [{scale * interval.low:{form}}, {scale * interval.high:{form}}]"
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.4f}" if math.isfinite(value) else "–"
-
-
-def _origin(damping_from: str) -> str:
-    return (
-        f"chosen from {damping_from}"
-        if damping_from not in ("spec", "given")
-        else "as the spec says"
-    )
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s"
 
 
 def _finite(value: Any) -> Any:

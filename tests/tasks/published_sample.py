@@ -80,7 +80,7 @@ def write_published(path: Path, *, run_id: str = "run-1", accuracy: float = 0.95
     run(
         connection,
         "INSERT INTO attributions VALUES ('attribution-1', $run, 'data-1', 'trak', 'trak', "
-        "'margin', '{}', 40, 3, 'f00', 0.03, 'the calibration half of the bank', 'cpu', 1.5, 3)",
+        "'margin', '{}', 40, 3, 'f00', 0.03, 'LDS 0.4 over 60 masks', 'cpu', 1.5, 3)",
         {"run": run_id},
     )
     run(connection, "INSERT INTO scores VALUES ('attribution-1', 42, 3, 0.5)")

@@ -69,7 +69,7 @@ def test_the_report_of_a_published_run_says_all_five_things(published: Path) -> 
     assert "+0.55 [+0.40, +0.70] +0.60 [+0.50, +0.70]" in text
     assert "Confirmed: models trained on the chosen rows beat every control" in text
     assert "LDS 0.310 [0.280, 0.340]; noise allows 0.55" in text
-    assert "damping 0.03, chosen from the calibration half of the bank" in text
+    assert "damping 0.03, chosen by LDS 0.4 over 60 masks" in text
     assert "winnow sql 'FROM top_influences(query := 42)'" in text
     assert "".join(str(published).split()) in "".join(text.split())
 
