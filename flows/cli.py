@@ -6,7 +6,9 @@ winnow's own packages before `own_packages_first` has looked where they come fro
 Exit codes: 0 done, 1 a run failed, 2 the request is wrong and nothing was touched, 130 interrupted.
 """
 
+import atexit
 import importlib.util
+import os
 import shlex
 import sys
 import traceback
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
 HOME = Path(__file__).resolve().parents[1]
 PACKAGES = ("attribution", "optimize", "schemas", "store", "tasks")
+A_RUN_FAILED = 1
 REQUEST_IS_WRONG = 2
 INTERRUPTED = 130
 
@@ -47,9 +50,9 @@ app = App(
     version=lambda: f"winnow {version('winnow')}",
     help_format="plaintext",
     default_parameter=Parameter(negative="", show_default=False),
-    suppress_keyboard_interrupt=False,
 )
 app.meta.group_parameters = GLOBAL
+app.meta.suppress_keyboard_interrupt = False  # `_answer` says what resumes
 
 
 @app.command
@@ -322,6 +325,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _complain(found)
         sys.exit(REQUEST_IS_WRONG)
     tokens = list(sys.argv[1:] if arguments is None else arguments)
+    if "--debug" not in tokens:
+        atexit.register(_end_quietly)
     sys.exit(_answer(tokens or ["--help"]))
 
 
@@ -349,6 +354,23 @@ def _answer(tokens: list[str]) -> int:
         # `winnow sql ... | head`: the reader has what it wanted.
         sys.stderr.close()
         return 0
+    except Exception as error:  # the last line of defence: nobody is to read a traceback unasked
+        if "--debug" in tokens:
+            traceback.print_exc()
+        _complain(f"{type(error).__name__}: {_one_line(str(error))} (--debug shows where)")
+        return A_RUN_FAILED
+
+
+def _end_quietly() -> None:
+    """Close stderr for the interpreter's own end; registered first, so that it runs last.
+
+    DuckDB 2.0 lists some 100 "leaked" objects there when Prefect's threads, which nobody joins,
+    still hold one; the process ends anyway.
+    """
+    if "duckdb" in sys.modules:
+        sys.stderr.flush()
+        with Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
 
 
 def _complain(text: str) -> None:

@@ -75,14 +75,17 @@ def serving(workspace: Workspace, *, debug: bool = False) -> Iterator[str]:
     workspace.prefect.mkdir(parents=True, exist_ok=True)
     own = os.environ.get("PREFECT_API_URL")
     if own:
-        with _pointed_at(own, home=None, debug=debug), _log_file(log):
+        with _pointed_at(own, home=None, debug=debug), _logging_to(log, debug=debug):
             yield own
         return
     with lock_held(workspace.prefect / "users.lock", fcntl.LOCK_SH) as users:
         started = None
         try:
             record, started = _join_or_start(workspace)
-            with _pointed_at(record.api_url, home=workspace.prefect, debug=debug), _log_file(log):
+            with (
+                _pointed_at(record.api_url, home=workspace.prefect, debug=debug),
+                _logging_to(log, debug=debug),
+            ):
                 importlib.import_module("prefect.flow_engine")  # 2 s, as the server does the same
 
                 _await_health(record, workspace, started)
@@ -302,9 +305,10 @@ def _pointed_at(api_url: str, *, home: Path | None, debug: bool) -> Iterator[Non
 
 
 @contextlib.contextmanager
-def _log_file(path: Path) -> Iterator[None]:
+def _logging_to(path: Path, *, debug: bool) -> Iterator[None]:
     """Write what flows and tasks log to a file, whatever the terminal shows."""
     from prefect.logging.configuration import PROCESS_LOGGING_CONFIG, setup_logging
+    from prefect.logging.handlers import PrefectConsoleHandler
 
     if not PROCESS_LOGGING_CONFIG:
         setup_logging()  # Prefect's first set-up drops the handlers it finds
@@ -312,11 +316,33 @@ def _log_file(path: Path) -> Iterator[None]:
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logger = logging.getLogger("prefect")
     logger.addHandler(handler)
+    consoles = [] if debug else _console_handlers(PrefectConsoleHandler)
+    for console in consoles:
+        console.addFilter(_is_news)
     try:
         yield
     finally:
+        for console in consoles:
+            console.removeFilter(_is_news)
         logger.removeHandler(handler)
         handler.close()
+
+
+def _console_handlers(kind: type[logging.Handler]) -> list[logging.Handler]:
+    return [handler for handler in logging.getLogger().handlers if isinstance(handler, kind)]
+
+
+TOLD_LATER = ("Finished in state", "Crash detected")
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Keep a failure's traceback, once for each task and once for the flow, off the terminal.
+
+    The exception itself comes out of the flow and is told once; the log file has it all.
+    """
+    engine = record.name.startswith(("prefect.flow_runs", "prefect.task_runs", "prefect.engine"))
+    told_later = record.exc_info or record.getMessage().startswith(TOLD_LATER)
+    return not (engine and told_later)
 
 
 def _drain() -> None:

@@ -34,7 +34,7 @@ class Outcome(StrEnum):
     RUNNING = "running"
     DONE = "done"
     FAILED = "failed"
-    STOPPED = "stopped"  # its process ended without saying how: killed, or the machine went down
+    STOPPED = "stopped"  # interrupted; or its process ended without a word (kill -9, power)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,10 +126,12 @@ def recording(path: Path, label: str = "") -> Iterator[None]:
             before, _recorder = _recorder, recorder
             _stages.clear()
             recorder.write(())
-        outcome = Outcome.FAILED
+        outcome = Outcome.DONE
         try:
             yield
-            outcome = Outcome.DONE
+        except BaseException as error:
+            outcome = Outcome.FAILED if isinstance(error, Exception) else Outcome.STOPPED
+            raise
         finally:
             with _lock:
                 _recorder = before
