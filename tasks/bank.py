@@ -72,8 +72,8 @@ def retrain(
     train, test = plan.dataset.train, plan.dataset.test
     return train_bank_models(
         plan.build_model,
-        (np.asarray(train.inputs), train.targets),
-        eval_inputs=np.asarray(test.inputs),
+        (np.array(train.inputs), train.targets),
+        eval_inputs=np.array(test.inputs),
         masks=masks,
         seeds=seeds,
         training=plan.training(),

@@ -337,7 +337,7 @@ class Blueprint:
             seeds_per_mask=wanted.seeds,
             seed=self.spec.seed,
         )
-        kinds = np.full(len(masks), "evaluate")
+        kinds = np.full(len(masks), "evaluate", dtype="<U9")
         for size in wanted.alpha:
             rows = np.flatnonzero(alpha == size)
             kinds[rows[: round(wanted.subsets * wanted.calibrate) * wanted.seeds]] = "calibrate"

@@ -134,7 +134,7 @@ def _add_attribution(plan: Blueprint, attribution: AttributionSpec, rows: Rows) 
             "options": attribution.model_dump_json(exclude={"name", "method"}),
             "n_train": plan.n_train,
             "n_query": n_query,
-            "kept": kept_per_query(n_query, plan.n_train, plan.spec.store.max_rows),
+            "kept": n_query * kept_per_query(n_query, plan.n_train, plan.spec.store.max_rows),
         }
         | {
             name: facts[name]

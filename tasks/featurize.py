@@ -5,6 +5,7 @@ weights that turn it into the gradient and curvature of the loss; queries carry 
 the output that is asked about.
 """
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,14 +15,14 @@ from prefect.cache_policies import NO_CACHE
 from schemas.errors import CorruptArtifact
 from schemas.manifest import Manifest
 from tasks.bank import STATES_FILE
-from tasks.blueprint import VERSIONS, Blueprint, FeatureShard, Job, Weights, blueprint
+from tasks.blueprint import VERSIONS, Blueprint, FeatureShard, IntArray, Job, Weights, blueprint
 from tasks.progress import advance
 from tasks.train import WEIGHTS_FILE
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from attribution.estimators.trak import Features
+    from attribution.estimators.features import Features
 
 STAGE = "features"
 
@@ -50,27 +51,31 @@ def pending_features(job: Job) -> tuple[list[FeatureShard], int]:
 
 
 def _featurize(plan: Blueprint, shard: FeatureShard) -> Manifest:
-    from attribution.estimators.trak import featurize
+    from attribution.devices import resolve
+    from attribution.estimators.features import featurize
+    from attribution.outputs import task_output
+    from attribution.projection import Projection
 
     attribution = plan.spec.attribution_named(shard.attribution)
     weights = plan.weights(attribution)
     if weights is None:
         raise CorruptArtifact("a checkpoint disappeared during the run; run again to rebuild it")
+    task = plan.dataset.facts.task
     if shard.side == "train":
-        rows, output = plan.dataset.train, None
+        rows, output = plan.dataset.train, str(task_output(task))
     else:
         rows, output = plan.dataset.subset(plan.scored_ids), plan.output(attribution)
     block = slice(shard.start, shard.stop)
     features = featurize(
         plan.build_model(),
         load_weights(plan, weights[shard.checkpoint]),
-        (np.asarray(rows.inputs[block]), rows.targets[block]),
+        (np.array(rows.inputs[block]), rows.targets[block].copy()),
         output=output,
-        task=plan.dataset.facts.task,
-        projection=attribution.projection.model_dump(),
+        task=task,
+        projection=Projection(**attribution.projection.model_dump()),
         seed=plan.spec.seed,
         checkpoint=shard.checkpoint,
-        device=plan.spec.compute.device,
+        device=resolve(plan.spec.compute.device),
     )
     return _seal(plan, shard, features, weights[shard.checkpoint].digest)
 
@@ -80,9 +85,9 @@ def _seal(plan: Blueprint, shard: FeatureShard, features: "Features", weights: s
     with plan.artifacts.seal(
         STAGE, shard.key, version=VERSIONS[STAGE], inputs={"weights": weights}, facts=facts
     ) as draft:
-        np.save(draft.path / "sketch.npy", features.sketch)
-        np.save(draft.path / "residual.npy", features.residual)
-        np.save(draft.path / "curvature.npy", features.curvature)
+        np.save(draft.path / "sketch.npy", features.sketch.cpu().numpy())
+        np.save(draft.path / "residual.npy", features.residual.cpu().numpy())
+        np.save(draft.path / "curvature.npy", features.curvature.cpu().numpy())
     return draft.manifest
 
 
@@ -99,7 +104,9 @@ def load_weights(plan: Blueprint, weights: Weights) -> "dict[str, Tensor]":
 
 def load_features(plan: Blueprint, attribution_name: str, side: str) -> "list[Features]":
     """The features of every checkpoint of an attribution, its shards put together in order."""
-    from attribution.estimators.trak import Features
+    import torch
+
+    from attribution.estimators.features import Features
 
     shards = plan.features(plan.spec.attribution_named(attribution_name)) or ()
     blocks: dict[int, list[Features]] = {}
@@ -108,10 +115,43 @@ def load_features(plan: Blueprint, attribution_name: str, side: str) -> "list[Fe
             manifest = plan.sealed(STAGE, shard.key)
             folder = plan.artifacts.folder(manifest)
             block = Features(
-                sketch=np.load(folder / "sketch.npy", mmap_mode="r"),
-                residual=np.load(folder / "residual.npy"),
-                curvature=np.load(folder / "curvature.npy"),
+                sketch=torch.from_numpy(np.load(folder / "sketch.npy")),
+                residual=torch.from_numpy(np.load(folder / "residual.npy")),
+                curvature=torch.from_numpy(np.load(folder / "curvature.npy")),
                 fingerprint=str(manifest.facts["fingerprint"]),
             )
             blocks.setdefault(shard.checkpoint, []).append(block)
-    return [Features.joined(parts) for _, parts in sorted(blocks.items())]
+    return [_joined(parts) for _, parts in sorted(blocks.items())]
+
+
+def take(features: "Features", places: IntArray) -> "Features":
+    """Some rows of features, in this order."""
+    return dataclasses.replace(
+        features,
+        sketch=features.sketch[places],
+        residual=features.residual[places],
+        curvature=features.curvature[places],
+    )
+
+
+def averaged(features: "Features") -> "Features":
+    """One row: scores are linear in a query's sketch, so the mean sketch gives the mean score."""
+    return dataclasses.replace(
+        features,
+        sketch=features.sketch.mean(dim=0, keepdim=True),
+        residual=features.residual.mean(dim=0, keepdim=True),
+        curvature=features.curvature.mean(dim=0, keepdim=True),
+    )
+
+
+def _joined(parts: "list[Features]") -> "Features":
+    import torch
+
+    if len(parts) == 1:
+        return parts[0]
+    return dataclasses.replace(
+        parts[0],
+        sketch=torch.cat([part.sketch for part in parts]),
+        residual=torch.cat([part.residual for part in parts]),
+        curvature=torch.cat([part.curvature for part in parts]),
+    )

@@ -121,7 +121,8 @@ def _against_observed(
         arm["arm"]: (float(surrogate.predict(subsets)[0].mean()), float(arm["value"][0]))
         for arm, subsets in zip(records, masks, strict=True)
     }
-    groups = [f"{share:.0%} of the rows" for share in bank.alpha]
+    sizes = bank.masks.mean(axis=1)
+    groups = [f"{share:.0%} of the rows" for share in sizes]
     return surrogate.predict(bank.masks)[0][:, 0], bank.outputs[:, 0], groups, points
 
 

@@ -16,7 +16,7 @@ from schemas.manifest import Manifest
 from schemas.spec import AttributionSpec
 from tasks.bank import open_bank
 from tasks.blueprint import VERSIONS, Blueprint, Job, blueprint
-from tasks.featurize import load_features
+from tasks.featurize import load_features, take
 from tasks.progress import advance
 
 if TYPE_CHECKING:
@@ -51,18 +51,20 @@ def evaluate(job: Job, name: str) -> Manifest:
 
 def _score(plan: Blueprint, attribution: AttributionSpec, key: str) -> Manifest:
     from attribution.devices import resolve
-    from attribution.estimators.trak import self_influence, trak_scores, tune_damping
+    from attribution.estimators.damping import tune_damping
+    from attribution.estimators.trak import self_influence, trak_scores
 
     started = time.monotonic()
     train = load_features(plan, attribution.name, "train")
     queries = load_features(plan, attribution.name, "query")
     form: dict[str, Any] = {"curvature": attribution.curvature, "average": attribution.average}
     damping: float | str = attribution.damping
-    chosen_from, table = "spec", {}
+    chosen_from = "spec"
+    table: tuple[tuple[float, float], ...] = ()
     if damping == "auto":
         aimed = plan.query_places(plan.lds_set)
         bank = open_bank(plan, "calibrate", plan.set_ids(plan.lds_set), plan.output(attribution))
-        tuned = tune_damping(train, [part.rows(aimed) for part in queries], bank, **form)
+        tuned = tune_damping(train, [take(part, aimed) for part in queries], bank, **form)
         damping, chosen_from, table = tuned.rho, tuned.chosen_from, tuned.table
     form |= {"leverage": attribution.leverage, "damping": damping}
     scores = trak_scores(train, queries, **form)
@@ -74,7 +76,7 @@ def _score(plan: Blueprint, attribution: AttributionSpec, key: str) -> Manifest:
         draft.facts |= {
             "damping": damping,
             "damping_from": chosen_from,
-            "damping_table": {str(rho): value for rho, value in dict(table).items()},
+            "damping_table": [list(entry) for entry in table],
             "device": resolve(plan.spec.compute.device),
             "seconds": time.monotonic() - started,
             "checkpoints": len(train),

@@ -15,7 +15,8 @@ from schemas.manifest import Manifest
 from schemas.spec import ProblemSpec
 from tasks.bank import open_bank
 from tasks.blueprint import VERSIONS, Blueprint, IntArray, Job, blueprint
-from tasks.featurize import load_features
+from tasks.featurize import averaged as mean_row
+from tasks.featurize import load_features, take
 from tasks.preflight import check_problem, selection_bounds
 from tasks.progress import advance
 
@@ -70,7 +71,7 @@ def _solve(plan: Blueprint, problem: ProblemSpec, key: str) -> Manifest:
             "output": output,
             "damping": damping,
             "scale": scale,
-            "predicted": predicted_change(judge, solution.choice[None]),
+            "predicted": predicted_change(plan, judge, solution.choice[None]),
         }
     return draft.manifest
 
@@ -78,13 +79,15 @@ def _solve(plan: Blueprint, problem: ProblemSpec, key: str) -> Manifest:
 def _mean_scores(
     plan: Blueprint, problem: ProblemSpec, output: str
 ) -> tuple[FloatArray, FloatArray, float]:
-    from attribution.estimators.trak import trak_scores, tune_damping
+    from attribution.estimators.damping import tune_damping
+    from attribution.estimators.trak import trak_scores
 
     attribution = plan.spec.attribution_named(problem.uses)
     train = load_features(plan, attribution.name, "train")
     queries = load_features(plan, attribution.name, "query")
-    aimed = [part.rows(plan.query_places(problem.targets)) for part in queries]
-    judged = [part.rows(plan.query_places(plan.spec.verdict.judge_on)) for part in queries]
+    aimed = [take(part, plan.query_places(problem.targets)) for part in queries]
+    places = plan.query_places(plan.spec.verdict.judge_on)
+    judged = [take(part, places) for part in queries]
     form: dict[str, Any] = {"curvature": attribution.curvature, "average": attribution.average}
     damping = attribution.damping
     if damping == "auto":
@@ -93,10 +96,8 @@ def _mean_scores(
         equal = np.full(len(ids), 1 / len(ids))
         damping = tune_damping(train, aimed, bank, aggregate=equal, **form).rho
     form |= {"leverage": attribution.leverage, "damping": damping}
-    # Scores are linear in the query's sketch, so the mean sketch gives the mean score.
     means = [
-        trak_scores(train, [part.averaged() for part in side], **form)[0]
-        for side in (aimed, judged)
+        trak_scores(train, [mean_row(part) for part in side], **form)[0] for side in (aimed, judged)
     ]
     return means[0], means[1], float(damping)
 
@@ -128,9 +129,15 @@ def averaged(bank: "RetrainBank") -> "RetrainBank":
 
 
 def predicted_change(
-    surrogate: "LinearDatamodel", masks: NDArray[np.bool_], confidence: float = 0.95
-) -> list[float]:
-    """Mean predicted change from all rows to some subsets, with its interval: [mean, low, high]."""
-    mean, sd = surrogate.predict_change(np.ones_like(masks), masks)
-    low, high = surrogate.interval(mean, sd, confidence=confidence)
-    return [float(np.mean(part)) for part in (mean, low, high)]
+    plan: Blueprint, surrogate: "LinearDatamodel", masks: NDArray[np.bool_]
+) -> list[float | None]:
+    """Mean predicted change from all rows to some subsets, with its 95 % interval.
+
+    It is the change of a mean over as many retrainings a side as the verdict has.
+
+    Bounds are None where the bank cannot tell: it has one subset size, and the subsets another.
+    """
+    mean, sd = surrogate.predict_change(np.ones_like(masks), masks, seeds=plan.spec.verdict.seeds)
+    low, high = surrogate.interval(mean, sd, confidence=0.95)
+    means = (float(np.mean(part)) for part in (mean, low, high))
+    return [value if np.isfinite(value) else None for value in means]

@@ -64,7 +64,7 @@ def _train(plan: Blueprint, missing: list[int]) -> None:
     with _kept_state(plan, missing) as (resume, keep):
         trained = train_models(
             plan.build_model,
-            (np.asarray(rows.inputs), rows.targets),
+            (np.array(rows.inputs), rows.targets),
             masks=masks,
             seeds=[plan.checkpoint_seeds[place] for place in missing],
             training=plan.training(),

@@ -128,7 +128,7 @@ def compare(
                 "value": list(mean_interval(values[row])),
                 "predicted_change": nothing
                 if unchanged
-                else predicted_change(surrogate, masks[arm][:1] if same else masks[arm]),
+                else predicted_change(plan, surrogate, masks[arm][:1] if same else masks[arm]),
                 "observed_change": nothing
                 if unchanged
                 else list(welch_interval(values[row], values[place[ALL]])),
