@@ -102,7 +102,7 @@ def test_parts_that_a_spec_left_out_are_left_out(tmp_path: Path) -> None:
     ledger.close()
     text = summary_text(read_findings(path))
     assert "MOST HARMFUL ROWS BY TRAK" in text
-    for absent in ("WRONG", "RETRAINING", "LDS", "top_influences", "true label", "nan", "None"):
+    for absent in ("WRONG", "RETRAINING", "subsets", "top_influences", "true label", "nan", "None"):
         assert absent not in text
 
 
