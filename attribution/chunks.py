@@ -2,7 +2,9 @@
 
 Rows of a chunk are sorted by falling subset size, so that the models that still have a batch in
 this epoch are always a prefix. On the CPU every chunk of a plain perceptron runs on one thread of
-its own: no barriers, and the same bits for every way to cut the stack.
+its own: no barriers, and the same bits for every way to cut the stack as long as the subsets are
+of one size. Subsets of several sizes pad each other's last batch with zeros; that regroups sums,
+and the last digit of a weight can depend on the company that a model keeps.
 """
 
 import threading
@@ -86,15 +88,23 @@ class Chunk:
                 value.copy_(tensors[f"optimizer/{slot}/{name}"][rows])
         self.losses = list(losses[self.rows].T)
 
-    @torch.no_grad()
     def run(self, epoch: int) -> None:
         """One pass of every model over its own rows.
 
         Raises:
             TrainingDiverged: A loss or a parameter is no longer finite.
         """
+        steps = -(-self.sizes // self.job.recipe.batch_size)
+        # Inference mode saves the bookkeeping of views; torch.func cannot run inside it.
+        mode = torch.inference_mode if self.job.path is TrainingPath.STACKED else torch.no_grad
+        with mode():
+            sums = self._run(epoch, steps)
+        self.losses.append(sums / self.sizes)
+        self._check(epoch, steps)
+
+    def _run(self, epoch: int, steps: npt.NDArray[np.intp]) -> npt.NDArray[np.float64]:
+        """Summed losses of each model over one epoch."""
         recipe, sizes = self.job.recipe, self.sizes
-        steps = -(-sizes // recipe.batch_size)
         order = torch.from_numpy(self._order(epoch)).to(self.job.device)
         sums = torch.zeros(len(sizes), dtype=self.job.dtype, device=self.job.device)
         for step in range(int(steps[0])):
@@ -107,11 +117,9 @@ class Chunk:
             sums[:n_active] += self.gradients.accumulate(
                 self.optimizer.beta, index, self._scale(counts)
             )
-            times = [epoch * int(per_epoch) + step for per_epoch in steps[:n_active]]
-            rates = self._rates(times)
-            self.optimizer.step(n_active, rates, times)
-        self.losses.append(sums.double().cpu().numpy() / sizes)
-        self._check(epoch, steps)
+            times = (epoch * steps[:n_active] + step).tolist()
+            self.optimizer.step(n_active, self._rates(times), times)
+        return sums.double().cpu().numpy()
 
     def _state(self) -> dict[str, Tensor]:
         return {**self.params.tensors, **self.constants}
@@ -180,6 +188,9 @@ class Chunk:
 
     def _check(self, epoch: int, steps: npt.NDArray[np.intp]) -> None:
         finite = np.isfinite(self.losses[-1])
+        # One sum tells whether all is well; it overflows long after a model is lost.
+        if finite.all() and bool(torch.isfinite(self.params.flat.sum())):
+            return
         for tensor in self.params.tensors.values():
             finite &= torch.isfinite(tensor).view(len(finite), -1).all(1).cpu().numpy()
         if finite.all():

@@ -54,7 +54,9 @@ class Job:
 
     def key(self) -> bytes:
         """Digest of what a saved state depends on, the data's values apart."""
-        parts = (self.recipe, self.seeds, str(self.dtype), self.masks.shape)
+        trainable, constants = split_state(self.template)
+        shapes = [(name, value.shape) for name, value in {**trainable, **constants}.items()]
+        parts = (self.recipe, self.seeds, str(self.dtype), self.masks.shape, shapes)
         digest = hashlib.sha256(repr(parts).encode())
         digest.update(np.packbits(self.masks).tobytes())
         return digest.digest()

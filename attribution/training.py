@@ -45,7 +45,7 @@ __all__ = [
 CPU_MEMORY = 2**30
 # Models a chunk on the CPU. Chunks of 16 to 100 measured the same (42 to 44 models/s a core for
 # the 17k-parameter perceptron of benchmarks/bank_speed.py), 4 were 7 % slower.
-CPU_CHUNK = 32
+CPU_CHUNK = 64
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -126,7 +126,7 @@ def train_models(
     key = job.key()
     if resume is not None and resume.key != key:
         raise ShapeError(
-            "the saved state belongs to other masks, seeds, data sizes or another recipe; "
+            "the saved state belongs to other masks or seeds, another model or another recipe; "
             "train from the start, without resume"
         )
     threads = torch.get_num_threads() if job.device == "cpu" else 1
