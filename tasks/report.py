@@ -22,6 +22,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from store.workspace import locate_workspace
 from tasks.findings import (
     Answer,
     Arm,
@@ -284,25 +285,28 @@ def _fidelity(method: Method, found: Fidelity) -> str:
 
 
 def _next_steps(findings: Findings) -> list[RenderableType]:
-    commands = []
-    if findings.a_query is not None:
-        statement = f"FROM top_influences(query := {findings.a_query})"
-        commands.append((f"winnow sql {shlex.quote(statement)}", "what taught the model this"))
-    commands.append(
-        (f"winnow sql {shlex.quote('FROM harmful_examples()')}", "more rows to look at")
-    )
-    commands.append(("winnow ui", "the runs in MLflow"))
-    grid = Table.grid(padding=(0, 3))
-    for command, why in commands:
-        grid.add_row(Text(command, no_wrap=True), Text(why, style="dim"))
-    where = Text(f"{findings.path}", overflow="fold")
-    label = Text("Any DuckDB client may open, read-only:")
-    return [
-        *_section("Where to look next", []),
-        _indented(grid),
-        _indented(label),
-        _indented(where),
+    where = _workspace_option(findings.path.parent)
+    steps = [
+        ("more rows to look at", f"winnow sql {shlex.quote('FROM harmful_examples()')}{where}"),
+        ("the runs in MLflow", f"winnow ui{where}"),
+        ("for any DuckDB client, read-only", str(findings.path)),
     ]
+    if findings.a_query is not None:
+        statement = shlex.quote(f"FROM top_influences(query := {findings.a_query})")
+        steps.insert(0, ("what taught the model this", f"winnow sql {statement}{where}"))
+    parts = _section("Where to look next", [])
+    for why, line in steps:
+        parts += [_indented(Text(f"# {why}", style="dim")), _indented(Text(line, overflow="fold"))]
+    return parts
+
+
+def _workspace_option(root: Path) -> str:
+    """The option that a command needs to find this workspace from here; empty where none."""
+    if locate_workspace().root == root.absolute():
+        return ""
+    here = Path.cwd()
+    shown = root.relative_to(here) if root.is_relative_to(here) else root
+    return f" --workspace {shlex.quote(str(shown))}"
 
 
 def _section(heading: str, lines: Iterable[str]) -> list[RenderableType]:

@@ -235,3 +235,12 @@ def test_detection_without_utilities_has_no_auroc() -> None:
     found = detection(np.array([np.nan, 1.0]), flipped, flipped)
     assert found is not None
     assert found.auroc is None
+
+
+def test_commands_name_the_workspace_only_where_they_must(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.delenv("WINNOW_WORKSPACE", raising=False)
+    monkeypatch.chdir(tmp_path)
+    beside = replace(FINDINGS, path=tmp_path / ".winnow" / "winnow.duckdb")
+    assert "--workspace" not in squeezed(beside)
+    below = replace(FINDINGS, path=tmp_path / "my specs" / ".winnow" / "winnow.duckdb")
+    assert "winnow ui --workspace 'my specs/.winnow' # for" in squeezed(below)
