@@ -7,15 +7,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from attribution.api import Scores, attribute, estimators
+    from attribution.api import Scores, attribute
     from attribution.bank import RetrainBank, train_bank
+    from attribution.estimators import describe as estimators
     from attribution.evaluate import lds
 
 __all__ = ["RetrainBank", "Scores", "attribute", "estimators", "lds", "train_bank"]
 
 _HOMES = {
     "attribute": "attribution.api",
-    "estimators": "attribution.api",
     "Scores": "attribution.api",
     "RetrainBank": "attribution.bank",
     "train_bank": "attribution.bank",
@@ -24,6 +24,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "estimators":  # the package, which is callable
+        return import_module("attribution.estimators")
     if name not in _HOMES:
         raise AttributeError(f"module 'attribution' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

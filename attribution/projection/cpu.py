@@ -5,6 +5,7 @@ flows run tasks in threads. The compiled functions release the interpreter lock.
 """
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -56,7 +57,7 @@ def add_sketch(
                 _scatter(0, n_rows, gradients, start, *drawn, out)
                 continue
             jobs = [
-                pool.submit(_scatter, first, last, gradients, start, *drawn, out)  # type: ignore[arg-type]
+                pool.submit(partial(_scatter, first, last, gradients, start, *drawn, out))
                 for first, last in pairwise(bounds)
             ]
             for job in jobs:

@@ -1,0 +1,178 @@
+"""Features of examples at one checkpoint: sketched gradients, residuals and curvatures.
+
+phi_i = P^T grad f(z_i) is [n, k]; Q_i = -dl/df and R_i = d2l/df2 are [n], for the training loss l
+as a function of the task's own output. Features of training rows are always of the task's output
+(margin, or prediction); features of queries may be of any output.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from attribution.gradients import PerExampleGradients
+from attribution.outputs import OutputLike, output_name, tangent, task_output
+from attribution.projection import Projection, fingerprint, sketch
+from attribution.rows import Rows
+from schemas.errors import DataError, ShapeError
+
+# Largest number of gradient entries that a batch may hold at once (1 GiB of float32).
+BATCH_ENTRIES = 2**28
+
+
+@dataclass(frozen=True, kw_only=True)
+class Features:
+    """Features of n rows at one checkpoint. Arrays are taken as they are, read-only ones copied.
+
+    Attributes:
+        sketch: [n, k].
+        residual: Q [n].
+        curvature: R [n].
+        fingerprint: The projection's; features meet only where it is equal.
+
+    Raises:
+        ShapeError: The shapes do not fit.
+        DataError: A value is NaN or infinite; the message names the row.
+    """
+
+    sketch: Tensor
+    residual: Tensor
+    curvature: Tensor
+    fingerprint: str
+
+    def __post_init__(self) -> None:
+        for name in ("sketch", "residual", "curvature"):
+            object.__setattr__(self, name, _floating(getattr(self, name)))
+        n = len(self.sketch)
+        if self.sketch.ndim != 2 or self.residual.shape != (n,) or self.curvature.shape != (n,):
+            raise ShapeError(
+                f"features have shapes {tuple(self.sketch.shape)}, {tuple(self.residual.shape)} "
+                f"and {tuple(self.curvature.shape)}; expected [n, k], [n] and [n]"
+            )
+        for name in ("sketch", "residual", "curvature"):
+            bad = ~torch.isfinite(getattr(self, name))
+            if bool(bad.any()):
+                row = int(bad.nonzero()[0, 0])
+                raise DataError(
+                    f"the {name} of row {row} (counted from 0) is NaN or infinite; the model "
+                    "overflows on it: look at the row, or train the checkpoint again"
+                )
+
+    def __len__(self) -> int:
+        return len(self.sketch)
+
+    @property
+    def width(self) -> int:
+        """Columns k of the sketch."""
+        return self.sketch.shape[1]
+
+    def to(self, device: str) -> "Features":
+        """The same features on a device."""
+        if self.sketch.device.type == device:
+            return self
+        return Features(
+            sketch=self.sketch.to(device),
+            residual=self.residual.to(device),
+            curvature=self.curvature.to(device),
+            fingerprint=self.fingerprint,
+        )
+
+
+def featurize(
+    model: nn.Module,
+    state: Mapping[str, Any] | None,
+    rows: Any,
+    *,
+    output: OutputLike,
+    task: str,
+    projection: Projection | None = None,
+    seed: int = 0,
+    checkpoint: int = 0,
+    device: str = "cpu",
+    batch_size: int | str = "auto",
+    dtype: torch.dtype = torch.float32,
+    name: str = "rows",
+) -> Features:
+    """Features of all rows at one checkpoint.
+
+    Args:
+        model: Maps rows to logits [n, K]; it is copied, put in eval mode and given the state.
+        state: The checkpoint's state dict, or None for the model's own weights.
+        rows: (inputs, targets), or a map-style Dataset of such pairs.
+        output: For training rows the task's own ("margin", "prediction"); for queries any.
+        task: "classification" or "regression".
+        projection: What the sketch looks like; sparse, 2048 wide, by default.
+        seed: Seed of the projection.
+        checkpoint: Index of the checkpoint; each has a projection of its own.
+        device: "cpu" or "cuda".
+        batch_size: Rows at a time, or "auto": as many as 1 GiB of gradients allows, at most 256.
+        dtype: Type of weights, gradients and sketch.
+        name: What messages call the rows.
+    """
+    projection = projection or Projection()
+    source = rows if isinstance(rows, Rows) else Rows(rows, name)
+    owner = PerExampleGradients(model, state, output=output, device=device, dtype=dtype)
+    n_parameters = owner.layout.size
+    sketches = torch.empty(len(source), projection.width(n_parameters), dtype=dtype, device=device)
+    residual = torch.empty(len(source), dtype=dtype, device=device)
+    curvature = torch.empty(len(source), dtype=dtype, device=device)
+    for positions, inputs, targets in source.batches(batch_rows(batch_size, n_parameters)):
+        batch = owner.run(inputs, targets)
+        sketches[positions] = sketch(
+            batch.blocks(), projection, seed=seed, checkpoint=checkpoint, p=n_parameters
+        )
+        if targets.is_floating_point():
+            targets = targets.to(dtype)
+        residual[positions], curvature[positions] = tangent(task, batch.logits, targets.to(device))
+    return Features(
+        sketch=sketches,
+        residual=residual,
+        curvature=curvature,
+        fingerprint=fingerprint(projection, seed=seed, checkpoint=checkpoint, p=n_parameters),
+    )
+
+
+def batch_rows(batch_size: int | str, n_parameters: int) -> int:
+    """How many rows to take at a time.
+
+    Raises:
+        ShapeError: It is neither "auto" nor 1 or more.
+    """
+    if batch_size == "auto":
+        return max(1, min(256, BATCH_ENTRIES // max(1, n_parameters)))
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise ShapeError(f"batch_size is {batch_size!r}; give 1 or more, or 'auto'")
+    return batch_size
+
+
+def check_features(train: Features, queries: Features) -> None:
+    """Refuse features that do not belong together.
+
+    Raises:
+        ShapeError: They were made with different projections, or have different widths.
+    """
+    if train.fingerprint != queries.fingerprint:
+        raise ShapeError(
+            f"train features are {train.fingerprint} and query features {queries.fingerprint}; "
+            "sketch both with the same projection, seed and checkpoint"
+        )
+    if train.width != queries.width:
+        raise ShapeError(
+            f"train features have {train.width} columns and query features {queries.width}"
+        )
+
+
+def own_output(output: OutputLike, task: str) -> bool:
+    """Whether query features of this output may also serve as training features."""
+    return isinstance(output, str) and output_name(output) == task_output(task)
+
+
+def _floating(values: Any) -> Tensor:
+    if isinstance(values, Tensor):
+        return values.detach()
+    array = np.asarray(values)
+    # Torch warns about read-only arrays, such as memory maps.
+    return torch.from_numpy(array if array.flags.writeable else array.copy())

@@ -1,0 +1,175 @@
+"""TRAK (Park et al. 2023): scores tau [q, n] from features at several checkpoints.
+
+    scores    tau = mean_c [ phi_c(q)^T K_c^-1 Phi_c^T diag(Q_c) ]          (ours, default)
+    features  tau = mean_c [ phi_c(q)^T K_c^-1 Phi_c^T ] diag(mean_c Q_c)   (as published)
+
+tau[q, i] > 0: having i in training raises the query's output. With curvature "logistic" the unit
+is the output's own, up to the slope that calibration finds; with "after-kernel" K lacks p(1-p) and
+so do the scores. The [q, n] result is streamed by query blocks; [n, p] and [n, n] scores never
+exist.
+"""
+
+from collections.abc import Callable, Sequence
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from attribution.estimators.damping import Damping, tune_damping
+from attribution.estimators.features import Features, check_features, featurize
+from attribution.estimators.kernel import Gram, leverage_factor, working_dtype
+from schemas.errors import ShapeError
+
+__all__ = [
+    "Average",
+    "Damping",
+    "Features",
+    "featurize",
+    "self_influence",
+    "trak_scores",
+    "tune_damping",
+]
+
+QUERY_BLOCK = 512
+
+Sink = Callable[[slice, NDArray[np.float32]], None]
+
+
+class Average(StrEnum):
+    """How checkpoints are averaged."""
+
+    SCORES = "scores"
+    FEATURES = "features"
+
+
+def trak_scores(
+    train: Sequence[Features],
+    queries: Sequence[Features],
+    *,
+    curvature: str = "logistic",
+    damping: float = 1.0,
+    leverage: bool = False,
+    average: str = Average.SCORES,
+    dtype: torch.dtype | None = None,
+    out: NDArray[Any] | Sink | None = None,
+) -> NDArray[np.float32]:
+    """Scores of all training rows for all queries.
+
+    Args:
+        train: Training features, one item a checkpoint.
+        queries: Query features of the same checkpoints, in the same order.
+        curvature: "after-kernel" or "logistic".
+        damping: rho > 0, in mean non-zero eigenvalues of each checkpoint's curvature.
+        leverage: Divide column i by 1 - R_i phi_i^T K^-1 phi_i (a Newton step for removing i).
+        average: "scores" or "features", see the module.
+        dtype: Of matrix products; by default float32, or float64 for damping below 0.01.
+        out: A writable array [q, n], or a function that is called with each (slice of queries,
+            block [b, n]).
+
+    Returns:
+        float32 [q, n]; `out` itself where it is an array; [0, n] where it is a function.
+
+    Raises:
+        ShapeError: Features do not fit together, or an option is out of range.
+    """
+    n_train, n_query = _check(train, queries, average)
+    solved, columns, sides = [], [], []
+    for own, asked in zip(train, queries, strict=True):
+        kind = working_dtype(dtype, damping, own)
+        gram = Gram(own, curvature=curvature, dtype=kind)
+        inverse = gram.factor(damping)
+        solved.append(inverse.apply(asked.sketch.to(kind)))
+        scale = torch.ones_like(gram.weights)
+        if leverage:
+            scale = leverage_factor(gram.weights, inverse.quadratic(gram.phi))
+        columns.append(scale * own.residual.to(kind) if average == Average.SCORES else scale)
+        sides.append(own.sketch)
+    final: Any = 1.0
+    if average == Average.FEATURES:
+        final = _mean([own.residual.double() for own in train])
+    target, send = _sink(out, n_query, n_train)
+    for start in range(0, n_query, QUERY_BLOCK):
+        rows = slice(start, min(start + QUERY_BLOCK, n_query))
+        block: Any = 0.0
+        for left, right, column in zip(solved, sides, columns, strict=True):
+            block = block + (left[rows] @ right.to(left.dtype).T) * column
+        send(rows, (block * final / len(solved)).to("cpu", torch.float32).numpy())
+    return target
+
+
+def self_influence(
+    train: Sequence[Features],
+    *,
+    curvature: str = "logistic",
+    damping: float = 1.0,
+    leverage: bool = False,
+    average: str = Average.SCORES,
+    dtype: torch.dtype | None = None,
+) -> NDArray[np.float32]:
+    """tau[i, i] of each training row for its own output: [n], high for memorised labels.
+
+    Arguments as those of `trak_scores`, whose diagonal it is where the queries are the training
+    rows and the output is the task's own.
+    """
+    _check(train, train, average)
+    parts, residuals = [], []
+    for own in train:
+        kind = working_dtype(dtype, damping, own)
+        gram = Gram(own, curvature=curvature, dtype=kind)
+        quadratic = gram.factor(damping).quadratic(gram.phi)
+        if leverage:
+            quadratic = quadratic * leverage_factor(gram.weights, quadratic)
+        residuals.append(own.residual.to(kind))
+        parts.append(quadratic)
+    if average == Average.SCORES:
+        values = _mean([part * own for part, own in zip(parts, residuals, strict=True)])
+    else:
+        values = _mean(parts) * _mean(residuals)
+    return values.to("cpu", torch.float32).numpy()
+
+
+def _check(train: Sequence[Features], queries: Sequence[Features], average: str) -> tuple[int, int]:
+    if average not in set(Average):
+        raise ShapeError(f"unknown average {average!r}; say {' or '.join(Average)}")
+    if not train or len(train) != len(queries):
+        raise ShapeError(
+            f"there are train features of {len(train)} checkpoints and query features of "
+            f"{len(queries)}; give both for each of one checkpoint or more"
+        )
+    for own, asked in zip(train, queries, strict=True):
+        check_features(own, asked)
+    for side, name in ((train, "train"), (queries, "query")):
+        lengths = sorted({len(features) for features in side})
+        if len(lengths) != 1 or lengths[0] == 0:
+            raise ShapeError(f"{name} features have {lengths} rows; each needs the same rows")
+    prints = [features.fingerprint for features in train]
+    if len(set(prints)) != len(prints):
+        raise ShapeError(f"two checkpoints share the projection {prints[0]}; number them 0, 1, ...")
+    return len(train[0]), len(queries[0])
+
+
+def _sink(
+    out: NDArray[Any] | Sink | None, n_query: int, n_train: int
+) -> tuple[NDArray[np.float32], Sink]:
+    if out is None:
+        out = np.empty((n_query, n_train), dtype=np.float32)
+    if not isinstance(out, np.ndarray):
+        return np.empty((0, n_train), dtype=np.float32), out
+    if out.shape != (n_query, n_train) or not out.flags.writeable:
+        raise ShapeError(
+            f"out has shape {out.shape}, writeable={out.flags.writeable}; give a writable array "
+            f"{(n_query, n_train)}"
+        )
+    array = out
+
+    def write(rows: slice, block: NDArray[np.float32]) -> None:
+        array[rows] = block
+
+    return array, write
+
+
+def _mean(parts: list[Tensor]) -> Tensor:
+    return torch.stack(parts).mean(0)
