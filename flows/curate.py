@@ -6,11 +6,12 @@ from prefect import flow, unmapped
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from tasks.bank import extend_bank, pending_chunks
+from tasks.begin import discard, ingest_rows
 from tasks.blueprint import Job, attribution_names, problem_names
 from tasks.commit import commit
 from tasks.featurize import featurize_shard, pending_features
 from tasks.outbox import send
-from tasks.preflight import discard, ingest_rows, open_job
+from tasks.preflight import open_job
 from tasks.score import evaluate, score
 from tasks.solve import solve
 from tasks.train import train

@@ -4,23 +4,18 @@ The command line calls `preflight` before it starts a server, so that a wrong re
 second and leaves nothing behind but, at most, the sealed rows.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 
 from schemas.errors import InfeasibleProblem, NotFound
 from schemas.frozen import nearest
 from schemas.spec import SelectSpec, load_spec
-from store.artifacts import Artifacts
 from store.workspace import Workspace, open_workspace
-from tasks.blueprint import STAGES, Blueprint, Job, blueprint
+from tasks.blueprint import Blueprint, Job, blueprint
 from tasks.checkpoints import read_checkpoint
-from tasks.ingest import data_key, ingest
-from tasks.sources import source_digest
+from tasks.ingest import ingest
 
 
 def open_job(spec: Path | str, workspace: Path | str | None = None) -> Job:
@@ -34,35 +29,6 @@ def ingested(job: Job) -> Job:
     """The job with its rows ingested and sealed."""
     manifest = ingest(load_spec(job.spec), Workspace(job.workspace))
     return job.model_copy(update={"data": manifest.key})
-
-
-@task(name="ingest", cache_policy=NO_CACHE)
-def ingest_rows(job: Job) -> Job:
-    """Read, check, split and seal the rows."""
-    return ingested(job)
-
-
-def discard(job: Job, stages: Sequence[str]) -> None:
-    """Remove the sealed artifacts of some stages, so that they are made again.
-
-    Only what this spec asks for is removed; other specs may share the workspace.
-
-    Raises:
-        NotFound: There is no such stage.
-    """
-    for stage in stages:
-        if stage not in STAGES:
-            raise NotFound(f"there is no stage '{stage}'; stages are {', '.join(STAGES)}")
-        artifacts = Artifacts(Workspace(job.workspace).artifacts)
-        for key in _keys(job, stage):
-            artifacts.discard(stage, key)
-
-
-def _keys(job: Job, stage: str) -> list[str]:
-    if stage == "data":
-        loaded = load_spec(job.spec)
-        return [data_key(loaded.spec, source_digest(loaded.spec.data.source, loaded.source_path))]
-    return [key for key in blueprint(job).keys(stage) if key is not None]
 
 
 def preflight(job: Job) -> Job:

@@ -1,0 +1,44 @@
+"""How a flow begins: its rows are ingested, and what is to be made again is removed."""
+
+from collections.abc import Sequence
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from schemas.errors import NotFound
+from schemas.spec import load_spec
+from store.artifacts import Artifacts
+from store.workspace import Workspace
+from tasks.blueprint import STAGES, Job, blueprint
+from tasks.ingest import data_key
+from tasks.preflight import ingested
+from tasks.sources import source_digest
+
+
+@task(name="ingest", cache_policy=NO_CACHE)
+def ingest_rows(job: Job) -> Job:
+    """Read, check, split and seal the rows."""
+    return ingested(job)
+
+
+def discard(job: Job, stages: Sequence[str]) -> None:
+    """Remove the sealed artifacts of some stages, so that they are made again.
+
+    Only what this spec asks for is removed; other specs may share the workspace.
+
+    Raises:
+        NotFound: There is no such stage.
+    """
+    for stage in stages:
+        if stage not in STAGES:
+            raise NotFound(f"there is no stage '{stage}'; stages are {', '.join(STAGES)}")
+        artifacts = Artifacts(Workspace(job.workspace).artifacts)
+        for key in _keys(job, stage):
+            artifacts.discard(stage, key)
+
+
+def _keys(job: Job, stage: str) -> list[str]:
+    if stage == "data":
+        loaded = load_spec(job.spec)
+        return [data_key(loaded.spec, source_digest(loaded.spec.data.source, loaded.source_path))]
+    return [key for key in blueprint(job).keys(stage) if key is not None]

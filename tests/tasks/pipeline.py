@@ -1,0 +1,42 @@
+"""Runs the stages of a spec one after the other, without a Prefect server."""
+
+from pathlib import Path
+
+from tasks.bank import extend_bank, pending_chunks
+from tasks.blueprint import Job, attribution_names, blueprint, problem_names
+from tasks.commit import commit
+from tasks.featurize import featurize_shard, pending_features
+from tasks.preflight import open_job, preflight
+from tasks.score import evaluate, score
+from tasks.solve import solve
+from tasks.train import train
+from tasks.verdict import judge
+
+TINY = Path(__file__).parents[2] / "examples" / "tiny.toml"
+
+
+def run_stages(spec: Path, workspace: Path, *, until: str = "run") -> Job:
+    """Do what is missing up to a stage; the job, for looking at what was made."""
+    job = preflight(open_job(spec, workspace))
+    steps = {
+        "checkpoints": lambda: train.fn(job),
+        "bank": lambda: [extend_bank.fn(job, chunk) for chunk in pending_chunks(job)],
+        "features": lambda: _featurize(job),
+        "scores": lambda: [score.fn(job, name) for name in attribution_names(job)],
+        "lds": lambda: [evaluate.fn(job, name) for name in attribution_names(job)],
+        "solution": lambda: [solve.fn(job, name) for name in problem_names(job)],
+        "verdict": lambda: [judge.fn(job, name) for name in problem_names(job)],
+        "run": lambda: commit.fn(job),
+    }
+    for stage, step in steps.items():
+        if stage != "checkpoints" or blueprint(job).needs_checkpoints:
+            step()
+        if stage == until:
+            break
+    return job
+
+
+def _featurize(job: Job) -> None:
+    shards, total = pending_features(job)
+    for shard in shards:
+        featurize_shard.fn(job, shard, total)

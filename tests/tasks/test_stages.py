@@ -1,0 +1,198 @@
+"""The stages of a run, on real artifacts and a real ledger, without a server."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+
+from schemas.manifest import Manifest
+from store.artifacts import Artifacts
+from store.connect import run_sql
+from store.workspace import Workspace
+from tasks import train as training
+from tasks.bank import open_bank
+from tasks.blueprint import Blueprint, blueprint
+from tasks.preflight import open_job, preflight
+from tasks.progress import StageProgress, listening
+from tests.tasks.pipeline import TINY, run_stages
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Blueprint:
+    """The tiny example after all its stages."""
+    return blueprint(run_stages(TINY, tmp_path_factory.mktemp("tiny")))
+
+
+def scalar(plan: Blueprint, sql: str) -> object:
+    return run_sql(plan.workspace.published, sql).rows[0][0]
+
+
+def sealed(workspace: Path) -> dict[tuple[str, str], Manifest]:
+    artifacts = Artifacts(Workspace(workspace).artifacts)
+    stages = [each.name for each in artifacts.root.iterdir() if each.name != "unfinished"]
+    return {(m.stage, m.key): m for stage in stages for m in artifacts.manifests(stage)}
+
+
+def edited(folder: Path, *changes: tuple[str, str]) -> Path:
+    text = TINY.read_text()
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    path = folder / "spec.toml"
+    path.write_text(text)
+    return path
+
+
+def test_a_run_ends_in_the_published_tables(done: Blueprint) -> None:
+    queries, train = len(done.scored_ids), done.n_train
+    assert scalar(done, "SELECT count(*) FROM scores") == queries * train
+    assert scalar(done, "SELECT count(*) FROM example_effects") == train
+    assert scalar(done, "SELECT count(*) FROM bank WHERE kind = 'evaluate'") == 12
+    assert scalar(done, "SELECT count(*) FROM bank WHERE kind LIKE 'verdict:%'") == 9
+    assert scalar(done, "SELECT count(*) FROM solution_rows WHERE chosen") == round(0.9 * train)
+    assert scalar(done, "SELECT count(*) FROM verdicts") == 3
+    assert scalar(done, "SELECT run_id FROM runs") == done.run_id()
+
+
+def test_a_second_run_makes_nothing_again(done: Blueprint) -> None:
+    before = sealed(done.workspace.root)
+    run_stages(TINY, done.workspace.root)
+    assert sealed(done.workspace.root) == before
+
+
+def test_the_published_scores_are_those_that_were_sealed(done: Blueprint) -> None:
+    attribution = done.spec.attribution[0]
+    manifest = done.sealed("scores", done.scores_key(attribution) or "")
+    scores = np.load(done.artifacts.folder(manifest) / "scores.npy")
+    rows = run_sql(
+        done.workspace.published,
+        "SELECT score FROM scores ORDER BY query_id, train_id",
+        limit=None,
+    ).rows
+    np.testing.assert_array_equal(np.array(rows, dtype=np.float32).ravel(), scores.ravel())
+
+
+def test_what_tunes_never_evaluates(done: Blueprint) -> None:
+    bank = done.bank
+    tuning = {mask.tobytes() for mask in bank.masks[bank.rows("calibrate")]}
+    evaluating = {mask.tobytes() for mask in bank.masks[bank.rows("evaluate")]}
+    assert tuning.isdisjoint(evaluating)
+    assert set(bank.kinds[done.bank_checkpoint_rows]) == {"calibrate"}
+    judged = set(done.set_ids(done.spec.verdict.judge_on).tolist())
+    assert judged.isdisjoint(done.set_ids("queries").tolist())
+
+
+def test_bank_rows_keep_their_masks_and_seeds_through_the_chunks(done: Blueprint) -> None:
+    opened = open_bank(done, "evaluate", done.scored_ids, "margin")
+    rows = done.bank_rows_in_order("evaluate")
+    np.testing.assert_array_equal(opened.masks, done.bank.masks[rows])
+    place = 3
+    table = run_sql(
+        done.workspace.published,
+        "SELECT value FROM bank_outputs JOIN bank USING (retrain_id) "
+        f"WHERE retrain_id = '{done.retrain_ids[rows[place]]}' ORDER BY query_id",
+        limit=None,
+    ).rows
+    published = np.array(table, dtype=np.float32).ravel()
+    np.testing.assert_array_equal(published, opened.outputs[place])
+
+
+def test_the_prediction_for_all_rows_is_no_change(done: Blueprint) -> None:
+    rows = run_sql(
+        done.workspace.published,
+        "SELECT predicted_change, observed_change FROM verdicts WHERE arm = 'all'",
+    ).rows
+    assert rows == [(0.0, 0.0)]
+
+
+def test_another_verdict_repeats_only_the_verdict(done: Blueprint, tmp_path: Path) -> None:
+    before = sealed(done.workspace.root)
+    spec = edited(tmp_path, ("seeds = 3", "seeds = 4"))
+    run_stages(spec, done.workspace.root)
+    made = sealed(done.workspace.root).keys() - before.keys()
+    assert sorted(stage for stage, _ in made) == ["run", "verdict"]
+
+
+def test_appended_rows_leave_the_checkpoints_pinned(tmp_path: Path) -> None:
+    table = ["length,width,kind"]
+    table += [f"{i % 3 + i * 0.01:.3f},{i * 0.02:.3f},{'abc'[i % 3]}" for i in range(120)]
+    (tmp_path / "rows.csv").write_text("\n".join(table) + "\n")
+    spec = edited(
+        tmp_path,
+        ('source = "sklearn:wine"', 'source = "csv:rows.csv"\ntarget = "kind"'),
+    )
+    workspace = tmp_path / "w"
+    run_stages(spec, workspace, until="features")
+    before = sealed(workspace)
+    (tmp_path / "rows.csv").write_text("\n".join([*table, "0.5,1.5,a", "1.5,0.2,b"]) + "\n")
+    run_stages(spec, workspace, until="features")
+    made = [stage for stage, _ in sealed(workspace).keys() - before.keys()]
+    assert "data" in made
+    assert "checkpoints" not in made
+
+
+def test_an_interrupted_training_goes_on_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "KEEP_EVERY_SECONDS", 0.0)
+
+    def stop(progress: StageProgress) -> None:
+        if progress.stage == "checkpoints" and progress.done == 5:
+            raise KeyboardInterrupt
+
+    broken, whole = tmp_path / "broken", tmp_path / "whole"
+    with listening(stop), pytest.raises(KeyboardInterrupt):
+        run_stages(TINY, broken, until="checkpoints")
+    assert list((broken / "artifacts" / "unfinished").iterdir())
+    epochs = []
+    with listening(lambda progress: epochs.append((progress.stage, progress.done))):
+        run_stages(TINY, broken, until="checkpoints")
+    assert min(done for stage, done in epochs if stage == "checkpoints" and done) >= 5
+    assert not list((broken / "artifacts" / "unfinished").iterdir())
+    run_stages(TINY, whole, until="checkpoints")
+    for ours, theirs in zip(weights(broken), weights(whole), strict=True):
+        for name, value in ours.items():
+            assert value.equal(theirs[name])
+
+
+def weights(workspace: Path) -> Iterator[dict[str, "object"]]:
+    for path in sorted((workspace / "artifacts" / "checkpoints").glob("*/model.safetensors")):
+        yield load_file(path)
+
+
+def test_ones_own_weights_replace_training(tmp_path: Path) -> None:
+    first = tmp_path / "first"
+    plan = blueprint(run_stages(TINY, first, until="checkpoints"))
+    manifest = plan.sealed("checkpoints", plan.checkpoint_keys[0])
+    mine = plan.artifacts.folder(manifest) / "model.safetensors"
+    spec = edited(tmp_path, ('build = "linear"', f'build = "linear"\ncheckpoints = ["{mine}"]'))
+    own = blueprint(run_stages(spec, tmp_path / "second", until="features"))
+    (adopted,) = own.weights(own.spec.attribution[0]) or ()
+    kept = load_file(own.artifacts.folder(adopted.manifest) / "model.safetensors")
+    for name, value in load_file(mine).items():
+        assert kept[name].equal(value)
+
+
+def test_checkpoints_of_the_bank_are_models_of_its_masks(tmp_path: Path) -> None:
+    spec = edited(tmp_path, ('method = "trak"', 'method = "trak"\ncheckpoints = "bank"'))
+    plan = blueprint(run_stages(spec, tmp_path / "w", until="scores"))
+    assert not plan.needs_checkpoints
+    weights_found = plan.weights(plan.spec.attribution[0]) or ()
+    assert len(weights_found) == plan.spec.train.seeds
+    assert {each.manifest.stage for each in weights_found} == {"bank"}
+
+
+def test_a_spec_without_a_problem_is_scored_and_evaluated(tmp_path: Path) -> None:
+    text = TINY.read_text()
+    spec = tmp_path / "spec.toml"
+    spec.write_text(text[: text.index("[[problem]]")])
+    plan = blueprint(run_stages(spec, tmp_path / "w"))
+    assert scalar(plan, "SELECT count(*) FROM solutions") == 0
+    assert scalar(plan, "SELECT count(*) FROM lds") == 3
+
+
+def test_preflight_trains_nothing(tmp_path: Path) -> None:
+    preflight(open_job(TINY, tmp_path))
+    assert {stage for stage, _ in sealed(tmp_path)} == {"data"}
