@@ -151,7 +151,7 @@ class Chunk:
             params,
             into,
             self.constants,
-            seeds=self.seeds,
+            seeds=None if job.pure else self.seeds,
             inputs=job.inputs,
             targets=job.targets,
             task=job.task,
@@ -215,8 +215,8 @@ def merge(
 
 @contextmanager
 def mapper(job: Job, count: int) -> Iterator[Callable[..., Iterable[Any]]]:
-    """A `map` over chunks: on ``count`` threads for plain perceptrons on the CPU, else in turn."""
-    if job.device != "cpu" or job.path is not TrainingPath.STACKED:
+    """A `map` over chunks: on ``count`` threads where the job allows it, else in turn."""
+    if not job.threaded:
         yield map
         return
     with _one_thread_each(), ThreadPoolExecutor(count) as pool:

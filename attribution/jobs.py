@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from attribution.anymodel import needs_loop, vmap_works
+from attribution.anymodel import has_convolutions, needs_loop, vmap_works
 from attribution.devices import resolve
 from attribution.models import ModelLike, fresh
 from attribution.outputs import Task, check_targets, task_of
@@ -37,12 +37,16 @@ class TrainingPath(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What all chunks of one training share; tensors are on the device already."""
+    """What all chunks of one training share; tensors are on the device already.
+
+    ``pure`` says that a forward pass is a function of parameters and input alone.
+    """
 
     model: ModelLike
     template: nn.Module
     layers: tuple[Layer, ...] | None
     path: TrainingPath
+    pure: bool
     inputs: Tensor
     targets: Tensor
     task: Task
@@ -51,6 +55,11 @@ class Job:
     seeds: tuple[int, ...]
     dtype: torch.dtype
     device: str
+
+    @property
+    def threaded(self) -> bool:
+        """Whether chunks may run on threads: CPU, and no draw from Torch's global generators."""
+        return self.device == "cpu" and self.pure and self.path is not TrainingPath.VMAP
 
     def key(self) -> bytes:
         """Digest of what a saved state depends on, the data's values apart."""
@@ -79,19 +88,21 @@ def make_job(
     template = fresh(model, numbers[0]).to(device=where, dtype=dtype)
     _try_forward(template, inputs, targets)
     layers = layers_of(template, inputs.shape[1:]) if inputs.is_floating_point() else None
+    params, constants = split_state(template)
+    pure = layers is not None or (
+        not needs_loop(template)
+        and vmap_works(template, params, constants, inputs=inputs, targets=targets, task=kind)
+    )
     path = TrainingPath.STACKED
     if layers is None:
-        params, constants = split_state(template)
-        path = TrainingPath.LOOP
-        if not needs_loop(template) and vmap_works(
-            template, params, constants, inputs=inputs, targets=targets, task=kind
-        ):
-            path = TrainingPath.VMAP
+        slow = where == "cpu" and has_convolutions(template)
+        path = TrainingPath.VMAP if pure and not slow else TrainingPath.LOOP
     return Job(
         model=model,
         template=template,
         layers=layers,
         path=path,
+        pure=pure,
         inputs=inputs,
         targets=targets,
         task=kind,

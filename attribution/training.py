@@ -95,8 +95,8 @@ def train_models(
     """Train one model for each mask.
 
     Plain perceptrons run as batched products with a backward pass by hand, other modules under
-    ``torch.func.vmap``, and those that vmap cannot run (batch norm, dropout, recurrent layers) one
-    after the other; ``path`` of the result says which.
+    ``torch.func.vmap``, and those that vmap cannot run (batch norm, dropout, recurrent layers) or
+    runs slowly (convolutions on the CPU) one after the other; ``path`` of the result says which.
 
     Args:
         model: A module, re-initialised through `reset_parameters`, or a factory; called once for
@@ -252,7 +252,7 @@ def _groups(job: Job, memory: int | None, threads: int) -> list[npt.NDArray[np.i
     """Rows of each chunk: models by falling subset size, cut evenly."""
     sizes = job.masks.sum(axis=1)
     order = np.argsort(-sizes, kind="stable")
-    at_once = threads if job.path is TrainingPath.STACKED else 1
+    at_once = threads if job.threaded else 1
     if memory is None:
         memory = torch.cuda.mem_get_info()[0] // 2 if job.device == "cuda" else CPU_MEMORY
     largest = max(1, memory // (at_once * _bytes_per_model(job, int(sizes.max()))))

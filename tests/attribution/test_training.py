@@ -91,6 +91,12 @@ def noisy() -> nn.Module:
     )
 
 
+def normed() -> nn.Module:
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(12, 8), nn.LayerNorm(8), nn.GELU(), nn.Linear(8, 3)
+    )
+
+
 def no_bias() -> nn.Module:
     return nn.Sequential(
         nn.Flatten(),
@@ -108,7 +114,8 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "tanh": (lambda: build("mlp", (3, 4), 3, hidden=[8], activation="tanh"), "stacked"),
     "no bias": (no_bias, "stacked"),
     "regression": (lambda: build("mlp", (3, 4), 1, hidden=[8]), "stacked"),
-    "convolution": (conv, "vmap"),
+    "layer norm": (normed, "vmap"),
+    "convolution": (conv, "loop"),
     "batch norm and dropout": (noisy, "loop"),
 }
 
@@ -168,7 +175,7 @@ def test_float32_stays_close_to_float64() -> None:
         torch.testing.assert_close(narrow.states[name].double(), value, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["relu", "convolution", "batch norm and dropout"])
+@pytest.mark.parametrize("name", ["relu", "layer norm", "convolution", "batch norm and dropout"])
 def test_how_the_stack_is_cut_changes_nothing(name: str) -> None:
     make, path = MODELS[name]
     rows = [0, 3] if path == "loop" else list(range(len(SIZES)))
@@ -194,7 +201,7 @@ def test_subsets_of_one_size_give_the_same_bits_in_any_company(batch_size: int) 
             assert torch.equal(cut.states[name], value)
 
 
-@pytest.mark.parametrize("name", ["relu", "convolution", "batch norm and dropout"])
+@pytest.mark.parametrize("name", ["relu", "layer norm", "convolution", "batch norm and dropout"])
 def test_the_same_seed_gives_the_same_bits_and_another_seed_others(name: str) -> None:
     model = MODELS[name][0]()
     rows = {"masks": MASKS[[0, 0, 3]]}
@@ -232,7 +239,7 @@ def test_an_epochs_order_is_a_permutation_of_its_own() -> None:
     np.testing.assert_array_equal(orders[3], epoch_order(1, 1, 50))
 
 
-@pytest.mark.parametrize("name", ["relu", "convolution", "batch norm and dropout"])
+@pytest.mark.parametrize("name", ["relu", "layer norm", "convolution", "batch norm and dropout"])
 @pytest.mark.parametrize("kind", ["heavy ball", "adamw, linear"])
 def test_a_resumed_training_ends_as_an_uninterrupted_one(
     name: str, kind: str, tmp_path: Path
@@ -294,7 +301,7 @@ def test_divergence_names_the_model_the_epoch_and_the_rate() -> None:
         )
 
 
-@pytest.mark.parametrize("name", ["relu", "regression", "convolution", "batch norm and dropout"])
+@pytest.mark.parametrize("name", ["relu", "regression", "layer norm", "batch norm and dropout"])
 def test_predictions_are_those_of_each_model_in_eval_mode(name: str) -> None:
     make, _ = MODELS[name]
     model = make()
@@ -316,8 +323,9 @@ def test_states_of_another_model_are_refused() -> None:
 
 
 @pytest.mark.usefixtures("two_threads")
-def test_threads_change_nothing_and_their_number_comes_back() -> None:
-    model = build("mlp", (3, 4), 3, hidden=[16])
+@pytest.mark.parametrize("name", ["relu", "convolution"])
+def test_threads_change_nothing_and_their_number_comes_back(name: str) -> None:
+    model = MODELS[name][0]()
     masks = np.stack([np.roll(MASKS[0], shift) for shift in range(5)])
     parallel = train(model, masks=masks)
     assert torch.get_num_threads() == 2
