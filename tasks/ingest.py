@@ -28,7 +28,8 @@ from store.datasets import write_dataset
 from store.workspace import Workspace
 from tasks import partition
 from tasks.progress import advance
-from tasks.sources import Columns, Rows, read_rows, source_digest
+from tasks.rows import Columns, Rows
+from tasks.sources import read_rows, source_digest
 
 STAGE = "data"
 DATA_VERSION = 1

@@ -6,7 +6,8 @@ import polars as pl
 import pytest
 
 from schemas.errors import DataError, RecipeError
-from tasks.sources import Columns, Rows, read_rows, source_digest
+from tasks.rows import Columns, Rows
+from tasks.sources import read_rows, source_digest
 
 LABEL = Columns(target="label")
 
