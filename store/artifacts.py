@@ -302,14 +302,15 @@ def _children(folder: Path) -> list[Path]:
 def _abandoned(draft: Path) -> bool:
     pid, _, host = draft.name.rpartition("~")[2].partition("@")
     if host == socket.gethostname() and pid.isdecimal():
-        return not _alive(int(pid))
+        return not alive(int(pid))
     try:
         return time.time() - draft.stat().st_mtime > FOREIGN_DRAFT_SECONDS
     except FileNotFoundError:
         return False
 
 
-def _alive(pid: int) -> bool:
+def alive(pid: int) -> bool:
+    """Whether this machine has a process of this id, of whatever user."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -11,7 +11,7 @@ reads the snapshot and can do nothing else, `scratch` is an empty database in me
 import contextlib
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -142,12 +142,21 @@ def frame(
 def registered(connection: duckdb.DuckDBPyConnection, **frames: pl.DataFrame) -> Iterator[None]:
     """Let SQL see these frames under their names for the length of the block."""
     for name, value in frames.items():
-        connection.register(name, value)
+        # One chunk: a frame in 100,000 chunks took half a minute to hand over (polars 2.1.0).
+        connection.register(name, value.rechunk())
     try:
         yield
-    finally:
-        for name in frames:
-            connection.unregister(name)
+    except duckdb.Error:
+        # A transaction that failed takes nothing but its rollback, and this is not to hide why.
+        with contextlib.suppress(duckdb.TransactionException):
+            _unregister(connection, frames)
+        raise
+    _unregister(connection, frames)
+
+
+def _unregister(connection: duckdb.DuckDBPyConnection, names: Iterable[str]) -> None:
+    for name in names:
+        connection.unregister(name)
 
 
 @contextlib.contextmanager
@@ -157,7 +166,9 @@ def transaction(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        connection.rollback()
+        # After a fatal error the database refuses even this; it rolls back when it is next opened.
+        with contextlib.suppress(duckdb.Error):
+            connection.rollback()
         raise
     connection.commit()
 

@@ -6,25 +6,19 @@ it differs from what was applied last.
 """
 
 import hashlib
-from importlib.resources import files
 
 import duckdb
 
 from schemas.errors import MigrationError
 from store.connect import one_line, run, scalar, transaction
+from store.statements import sql_files, sql_text
 
 VIEWS = "views.sql"
 
 
-def statements(name: str) -> str:
-    """The text of one file of `schemas/sql`."""
-    return files("schemas").joinpath("sql", name).read_text(encoding="utf-8")
-
-
 def migration_names() -> list[str]:
     """The numbered files, in the order in which they are applied."""
-    names = (entry.name for entry in files("schemas").joinpath("sql").iterdir())
-    return sorted(name for name in names if name[:4].isdecimal() and name.endswith(".sql"))
+    return [name for name in sql_files() if name[:4].isdecimal()]
 
 
 def migrate(connection: duckdb.DuckDBPyConnection) -> list[str]:
@@ -34,8 +28,8 @@ def migrate(connection: duckdb.DuckDBPyConnection) -> list[str]:
         MigrationError: An applied file has changed since, the ledger was made by a newer
             version, or a statement failed.
     """
-    migrations = {name: statements(name) for name in migration_names()}
-    return apply_all(connection, migrations, statements(VIEWS))
+    migrations = {name: sql_text(name) for name in migration_names()}
+    return apply_all(connection, migrations, sql_text(VIEWS))
 
 
 def apply_all(

@@ -22,7 +22,7 @@ COMMENT ON COLUMN runs.dataset_id IS 'Digest of the rows it worked on; see examp
 COMMENT ON COLUMN runs.spec_name IS 'The name that the spec gives itself.';
 COMMENT ON COLUMN runs.spec_digest IS 'Digest of the spec''s values; the same digest asks for the same numbers.';
 COMMENT ON COLUMN runs.spec_toml IS 'The text of the spec as it was run.';
-COMMENT ON COLUMN runs.status IS 'How the run ended.';
+COMMENT ON COLUMN runs.status IS 'committed or failed.';
 COMMENT ON COLUMN runs.seed IS 'The seed that every random stream was derived from.';
 COMMENT ON COLUMN runs.device IS 'Where the numbers were computed: cpu or cuda.';
 COMMENT ON COLUMN runs.code_version IS 'Version of winnow that ran.';
@@ -35,7 +35,7 @@ CREATE TABLE examples (
     example_id INTEGER NOT NULL,
     split VARCHAR NOT NULL,
     target VARCHAR NOT NULL,
-    true_target VARCHAR NOT NULL,
+    true_target VARCHAR,
     content_hash VARCHAR NOT NULL,
     source_id VARCHAR,
     metadata JSON
@@ -45,7 +45,7 @@ COMMENT ON COLUMN examples.dataset_id IS 'Digest of the data set the example bel
 COMMENT ON COLUMN examples.example_id IS 'The example''s number: the source''s id where it is an integer, else its row.';
 COMMENT ON COLUMN examples.split IS 'train or test.';
 COMMENT ON COLUMN examples.target IS 'The label or value that models were trained on.';
-COMMENT ON COLUMN examples.true_target IS 'The label before it was corrupted on purpose; equal to target otherwise.';
+COMMENT ON COLUMN examples.true_target IS 'The label before it was corrupted on purpose; equal to target otherwise, NULL where unknown.';
 COMMENT ON COLUMN examples.content_hash IS 'Digest of the example''s content; duplicates share it.';
 COMMENT ON COLUMN examples.source_id IS 'The id in the source where that is a text.';
 COMMENT ON COLUMN examples.metadata IS 'The source''s metadata columns as a JSON object.';
@@ -65,7 +65,7 @@ CREATE TABLE attributions (
     damping_from VARCHAR,
     device VARCHAR,
     seconds DOUBLE,
-    kept INTEGER NOT NULL
+    kept BIGINT NOT NULL
 );
 COMMENT ON TABLE attributions IS 'One row is one method applied to one data set: it owns scores.';
 COMMENT ON COLUMN attributions.attribution_id IS 'Digest of everything the scores depend on.';
@@ -82,7 +82,7 @@ COMMENT ON COLUMN attributions.damping IS 'Damping relative to the mean eigenval
 COMMENT ON COLUMN attributions.damping_from IS 'Where the damping came from: the spec, or what it was tuned on.';
 COMMENT ON COLUMN attributions.device IS 'Where it was computed: cpu or cuda.';
 COMMENT ON COLUMN attributions.seconds IS 'Seconds it took.';
-COMMENT ON COLUMN attributions.kept IS 'Scores kept for each query: n_train, or the strongest by magnitude where fewer.';
+COMMENT ON COLUMN attributions.kept IS 'Rows of it in scores: n_train * n_query, or fewer where only the strongest of each query were kept.';
 
 CREATE TABLE scores (
     attribution_id VARCHAR NOT NULL,
@@ -148,7 +148,7 @@ CREATE TABLE lds (
     relative DOUBLE,
     null_sd DOUBLE,
     n_masks INTEGER NOT NULL,
-    n_seeds DOUBLE,
+    n_seeds INTEGER NOT NULL,
     n_queries INTEGER NOT NULL
 );
 COMMENT ON TABLE lds IS 'One row is how well an attribution ranks retrained models: the linear datamodeling score.';
@@ -157,7 +157,7 @@ COMMENT ON COLUMN lds.alpha IS 'Share of the training rows in the models it was 
 COMMENT ON COLUMN lds.mean IS 'Rank correlation of predicted and observed outputs, mean over queries.';
 COMMENT ON COLUMN lds.low IS 'Lower end of its 95 % interval.';
 COMMENT ON COLUMN lds.high IS 'Upper end of its 95 % interval.';
-COMMENT ON COLUMN lds.ceiling IS 'What a perfect attribution would reach against this bank''s training noise.';
+COMMENT ON COLUMN lds.ceiling IS 'What a perfect attribution would reach against the training noise; NULL where each set was trained once.';
 COMMENT ON COLUMN lds.relative IS 'mean / ceiling.';
 COMMENT ON COLUMN lds.null_sd IS 'Standard deviation of the score of one query under scores that know nothing.';
 COMMENT ON COLUMN lds.n_masks IS 'Different sets of rows that models were retrained on.';
@@ -205,14 +205,14 @@ CREATE TABLE solution_rows (
     example_id INTEGER NOT NULL,
     chosen BOOLEAN NOT NULL,
     utility DOUBLE NOT NULL,
-    position INTEGER NOT NULL
+    position INTEGER
 );
 COMMENT ON TABLE solution_rows IS 'One row is what a solution decided about one example of its pool.';
 COMMENT ON COLUMN solution_rows.solution_id IS 'The solution; see solutions.';
 COMMENT ON COLUMN solution_rows.example_id IS 'The example.';
 COMMENT ON COLUMN solution_rows.chosen IS 'Whether to train on it.';
 COMMENT ON COLUMN solution_rows.utility IS 'What having it is predicted to add to the objective.';
-COMMENT ON COLUMN solution_rows.position IS 'Its place in the pool as the solver saw it, from 0.';
+COMMENT ON COLUMN solution_rows.position IS 'Its place in the pool by utility: 1 is the most useful.';
 
 CREATE TABLE verdicts (
     verdict_id VARCHAR NOT NULL,
@@ -240,7 +240,7 @@ CREATE TABLE verdicts (
     sentence VARCHAR
 );
 COMMENT ON TABLE verdicts IS 'One row is one arm of the retraining that checked a solution: chosen, or a control.';
-COMMENT ON COLUMN verdicts.verdict_id IS 'Digest of the check; its arms share it.';
+COMMENT ON COLUMN verdicts.verdict_id IS 'Digest of the check and of this arm.';
 COMMENT ON COLUMN verdicts.run_id IS 'The run that committed it last.';
 COMMENT ON COLUMN verdicts.solution_id IS 'The solution that was checked.';
 COMMENT ON COLUMN verdicts.arm IS 'chosen, all, random or balanced: what the models were trained on.';

@@ -2,8 +2,6 @@
 -- Inside a macro every column is qualified, because a bare name that is also a parameter is the
 -- parameter.
 
--- Scalar macros cannot be replaced while table macros use them, so all are dropped first.
-
 CREATE MACRO harm(output, score) AS
     CASE
         WHEN output IN ('loss', 'squared_error') THEN score
@@ -35,7 +33,7 @@ COMMENT ON COLUMN latest_attribution.method IS 'The method.';
 COMMENT ON COLUMN latest_attribution.output IS 'The model output that a score is in units of.';
 COMMENT ON COLUMN latest_attribution.n_train IS 'Training examples scored for each query.';
 COMMENT ON COLUMN latest_attribution.n_query IS 'Queries scored.';
-COMMENT ON COLUMN latest_attribution.kept IS 'Scores kept for each query.';
+COMMENT ON COLUMN latest_attribution.kept IS 'Rows of it in scores.';
 COMMENT ON COLUMN latest_attribution.committed_at IS 'When its run was committed.';
 
 CREATE MACRO attribution_named(wanted) AS
@@ -212,7 +210,7 @@ CREATE VIEW selected_examples AS
 SELECT
     row_number() OVER (ORDER BY w.utility DESC, w.example_id) AS rank,
     w.example_id, w.utility, x.target, x.true_target,
-    x.target <> x.true_target AS corrupted, x.source_id, x.metadata, s.problem, s.solution_id
+    coalesce(x.target <> x.true_target, false) AS corrupted, x.source_id, x.metadata, s.problem, s.solution_id
 FROM latest_solution AS s
 JOIN solution_rows AS w ON w.solution_id = s.solution_id AND w.chosen
 LEFT JOIN examples AS x ON x.dataset_id = s.dataset_id AND x.example_id = w.example_id
@@ -233,7 +231,7 @@ CREATE VIEW dropped_examples AS
 SELECT
     row_number() OVER (ORDER BY w.utility, w.example_id) AS rank,
     w.example_id, w.utility, x.target, x.true_target,
-    x.target <> x.true_target AS corrupted, x.source_id, x.metadata, s.problem, s.solution_id
+    coalesce(x.target <> x.true_target, false) AS corrupted, x.source_id, x.metadata, s.problem, s.solution_id
 FROM latest_solution AS s
 JOIN solution_rows AS w ON w.solution_id = s.solution_id AND NOT w.chosen
 LEFT JOIN examples AS x ON x.dataset_id = s.dataset_id AND x.example_id = w.example_id

@@ -1,0 +1,168 @@
+"""Writes a finished run into the ledger: all of it, once, or nothing.
+
+A commit replaces partitions. What this run committed before, and what the attributions, models
+and solutions of the bundle had, is deleted and written anew in one transaction; so a retry, or
+the same bundle again, ends with the same rows.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import dataframely as dy
+import duckdb
+import polars as pl
+
+from schemas.errors import DataError
+from schemas.frames import FRAMES
+from store.connect import records, registered, run
+from store.ledger import Ledger
+from store.statements import named_statements
+
+_OWNED_BY_RUN = ("attributions", "solutions", "verdicts")
+_KEYS = {
+    "attributions": ("attribution_id", ("scores", "example_effects", "lds")),
+    "solutions": ("solution_id", ("solution_rows", "verdicts")),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunBundle:
+    """Everything that one run commits.
+
+    Attributes:
+        tables: Rows by table, as a frame or as Parquet files, with the columns of
+            `schemas.frames.FRAMES`. "runs" has exactly one row; tables may be absent. "scores"
+            is not one of them.
+        scores: Segments by attribution_id (columns query_id, train_id, score), in query order.
+    """
+
+    tables: Mapping[str, pl.DataFrame | Sequence[Path]]
+    scores: Mapping[str, Sequence[Path]] = field(default_factory=dict)
+
+
+def commit_run(ledger_path: Path, bundle: RunBundle) -> dict[str, int]:
+    """Write a run into the ledger and checkpoint it.
+
+    Args:
+        ledger_path: The ledger; created if it does not exist.
+        bundle: What to write.
+
+    Returns:
+        The number of rows written, by table.
+
+    Raises:
+        DataError: Rows are not as their schema says, or refer to what the bundle does not hold.
+        LedgerHeld: Another process has the ledger open.
+        StorageError: The disk is full or refuses; the bundle is committed whole or not at all, and
+            committing it again is safe.
+    """
+    frames = _validated(bundle)
+    run_id = frames["runs"]["run_id"].item()
+    _check_references(frames, bundle.scores, run_id)
+    with Ledger(ledger_path) as ledger:
+        with ledger.transaction() as connection:
+            _delete(connection, frames, run_id)
+            counts = {name: _insert(connection, name, rows) for name, rows in frames.items()}
+            kept = dict(frames["attributions"].select("attribution_id", "kept").iter_rows())
+            counts["scores"] = sum(
+                _insert_scores(connection, name, paths, kept[name])
+                for name, paths in bundle.scores.items()
+            )
+        ledger.checkpoint()
+    return counts
+
+
+def _validated(bundle: RunBundle) -> dict[str, pl.DataFrame]:
+    unknown = sorted(set(bundle.tables) - set(FRAMES) | {"scores"} & set(bundle.tables))
+    if unknown:
+        raise DataError(f"{unknown[0]!r} is not a table of a bundle")
+    frames: dict[str, pl.DataFrame] = {}
+    for name, schema in FRAMES.items():
+        if name == "scores":
+            continue
+        rows = bundle.tables.get(name)
+        if rows is None:
+            frames[name] = schema.create_empty()
+            continue
+        if not isinstance(rows, pl.DataFrame):
+            rows = pl.read_parquet(list(rows))
+        try:
+            frames[name] = schema.validate(rows)
+        except (dy.exc.SchemaError, dy.exc.ValidationError) as error:
+            raise DataError(f"rows for {name}: {' '.join(str(error).split())}") from error
+    if frames["runs"].height != 1:
+        raise DataError(f"a bundle holds one run and this one holds {frames['runs'].height}")
+    return frames
+
+
+def _check_references(
+    frames: Mapping[str, pl.DataFrame], scores: Mapping[str, Sequence[Path]], run_id: str
+) -> None:
+    for name in _OWNED_BY_RUN:
+        others = frames[name].filter(pl.col("run_id") != run_id)
+        if others.height:
+            raise DataError(f"{name} has rows of run {others['run_id'][0]} in a bundle of {run_id}")
+    for owner, (key, tables) in _KEYS.items():
+        known = set(frames[owner][key])
+        found = {table: set(frames[table][key]) for table in tables if table != "scores"}
+        if "scores" in tables:
+            found["scores"] = set(scores)
+        for table, ids in found.items():
+            if ids - known:
+                raise DataError(f"{table} refers to {min(ids - known)}, which is not in {owner}")
+
+
+def _delete(
+    connection: duckdb.DuckDBPyConnection, frames: Mapping[str, pl.DataFrame], run_id: str
+) -> None:
+    sql = named_statements("commit.sql")
+
+    def ids(table: str, key: str, owned: str | None = None) -> list[str]:
+        before = run(connection, sql[owned], {"run": run_id}) if owned else []
+        return sorted({*frames[table][key], *(row[0] for row in before)})
+
+    attributions = {"attributions": ids("attributions", "attribution_id", "owned_attributions")}
+    solutions = {"solutions": ids("solutions", "solution_id", "owned_solutions")}
+    parameters: dict[str, dict[str, Any]] = {
+        "runs": {"run": run_id},
+        "examples": {"datasets": ids("examples", "dataset_id")},
+        "attributions": attributions,
+        "scores": attributions,
+        "example_effects": attributions,
+        "lds": attributions,
+        "bank": {"retrains": ids("bank", "retrain_id")},
+        "solutions": solutions,
+        "solution_rows": solutions,
+        "verdicts": {"run": run_id, "verdicts": ids("verdicts", "verdict_id")},
+    }
+    for table, values in parameters.items():
+        run(connection, sql[f"delete_{table}"], values)
+    with registered(connection, incoming=frames["bank_outputs"]):
+        run(connection, sql["delete_bank_outputs"])
+
+
+def _insert(connection: duckdb.DuckDBPyConnection, table: str, rows: pl.DataFrame) -> int:
+    with registered(connection, incoming=rows):
+        run(connection, named_statements("commit.sql")[f"insert_{table}"])
+    return rows.height
+
+
+def _insert_scores(
+    connection: duckdb.DuckDBPyConnection, attribution: str, paths: Sequence[Path], kept: int
+) -> int:
+    sql = named_statements("commit.sql")
+    segments = [str(path) for path in paths]
+    if not segments:
+        return 0
+    (found,) = records(connection, sql["check_scores"], {"segments": segments})
+    if found["bad"]:
+        raise DataError(f"scores of {attribution}: {found['bad']} are NULL, NaN or infinite")
+    if found["n"] != kept:
+        raise DataError(
+            f"scores of {attribution}: the segments hold {found['n']:,} rows "
+            f"and the attribution says {kept:,} were kept"
+        )
+    run(connection, sql["insert_scores"], {"attribution": attribution, "segments": segments})
+    return int(found["n"])

@@ -1,0 +1,159 @@
+"""What an analyst asks by name gives the right rows, and a wrong question says so."""
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from schemas.errors import NotFound, QueryError
+from store.connect import run_sql
+from store.publish import publish
+from store.reader import Published
+from store.writer import commit_run
+from tests.store.bundles import CORRUPTED, N_TRAIN, QUERIES, WHEN, bundle, scores
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run r1 (attribution a1), then r2 (a2, scores half a unit higher)."""
+    folder = tmp_path_factory.mktemp("published")
+    ledger = folder / "ledger.duckdb"
+    commit_run(ledger, bundle(folder / "b"))
+    later = WHEN + timedelta(days=1)
+    commit_run(ledger, bundle(folder / "b", run_id="r2", attribution="a2", offset=0.5, when=later))
+    publish(ledger, folder / "winnow.duckdb")
+    return folder / "winnow.duckdb"
+
+
+def ask(published: Path, sql: str) -> list[dict[str, Any]]:
+    result = run_sql(published, sql)
+    return [dict(zip(result.columns, row, strict=True)) for row in result.rows]
+
+
+def test_top_influences_are_the_strongest_of_the_latest_attribution(published: Path) -> None:
+    rows = ask(published, "FROM top_influences(101, n := 4)")
+    row = scores(0.5)[QUERIES.index(101)]
+    strongest = np.argsort(-np.abs(row), kind="stable")[:4]
+    assert [r["train_id"] for r in rows] == strongest.tolist()
+    assert [r["rank"] for r in rows] == [1, 2, 3, 4]
+    np.testing.assert_allclose([r["score"] for r in rows], row[strongest])
+    assert {r["attribution_id"] for r in rows} == {"a2"}
+    assert {r["query_target"] for r in rows} == {"ant"}
+    assert list(rows[0]) == [
+        "rank", "train_id", "score", "target", "true_target", "query_target", "name", "output",
+        "attribution_id",
+    ]  # fmt: skip
+
+
+def test_an_attribution_may_be_asked_for_by_id_or_by_name(published: Path) -> None:
+    by_id = ask(published, "FROM top_influences(query := 100, n := 1, attribution := 'a1')")
+    assert by_id[0]["score"] == pytest.approx(np.abs(scores()[0]).max() * -1)
+    by_name = ask(published, "FROM top_influences(100, attribution := 'trak')")
+    assert {row["attribution_id"] for row in by_name} == {"a2"}
+    assert len(by_name) == N_TRAIN
+
+
+def test_a_query_that_was_not_scored_says_which_were(published: Path) -> None:
+    with pytest.raises(QueryError, match="query 17 was not scored by attribution a2") as caught:
+        run_sql(published, "FROM top_influences(17)")
+    hint = str(caught.value).split("scored queries: ")[1]
+    assert sorted(run_sql(published, hint).rows) == [(query,) for query in QUERIES]
+    with pytest.raises(QueryError, match="there is no attribution nope; known: trak"):
+        run_sql(published, "FROM top_influences(100, attribution := 'nope')")
+
+
+def test_harmful_examples_come_first(published: Path) -> None:
+    rows = ask(published, "FROM harmful_examples(n := 3)")
+    assert {row["example_id"] for row in rows[:2]} == set(CORRUPTED)
+    assert rows[0]["harm"] > 0 > rows[2]["harm"]
+    assert all(row["harm"] == -row["mean_score"] for row in rows)
+    every = ask(published, "FROM mislabel_candidates")
+    assert [row["suspicion"] for row in every] == list(range(1, N_TRAIN + 1))
+    assert [row["example_id"] for row in every[:3]] == [row["example_id"] for row in rows]
+
+
+def test_dropped_and_selected_examples_are_the_whole_pool(published: Path) -> None:
+    dropped = ask(published, "FROM dropped_examples")
+    assert {row["example_id"] for row in dropped} == set(CORRUPTED)
+    assert all(row["corrupted"] for row in dropped)
+    assert dropped[0]["utility"] < dropped[1]["utility"]
+    selected = ask(published, "FROM selected_examples")
+    assert len(selected) == N_TRAIN - len(CORRUPTED)
+    assert {row["solution_id"] for row in dropped + selected} == {"s-r2"}
+
+
+def test_lds_by_method_and_the_bank_are_there(published: Path) -> None:
+    rows = ask(published, "SELECT name, alpha, attribution_id FROM lds_by_method")
+    assert [(row["attribution_id"], row["alpha"]) for row in rows] == [
+        ("a2", None),
+        ("a2", 0.5),
+        ("a1", None),
+        ("a1", 0.5),
+    ]
+    (bank,) = ask(published, "SELECT kind, models, masks FROM bank_by_kind")
+    assert bank == {"kind": "verdict:chosen", "models": 2, "masks": 1}
+
+
+@pytest.mark.parametrize(("output", "sign"), [("loss", 1), ("squared_error", 1), ("margin", -1)])
+def test_harm_knows_which_way_an_output_is_good(published: Path, output: str, sign: int) -> None:
+    rows = run_sql(published, f"SELECT harm('{output}', 2.0), harm('prediction', 2.0)").rows
+    assert rows == [(sign * 2, None)]
+
+
+def test_an_output_without_a_good_direction_is_refused(tmp_path: Path) -> None:
+    commit_run(tmp_path / "l.duckdb", bundle(tmp_path / "b", output="prediction"))
+    publish(tmp_path / "l.duckdb", tmp_path / "w.duckdb")
+    with pytest.raises(QueryError, match="output prediction of attribution trak has no good dir"):
+        run_sql(tmp_path / "w.duckdb", "FROM harmful_examples()")
+    with Published(tmp_path / "w.duckdb") as snapshot:
+        assert snapshot.harmful("a1") == []
+        assert np.isnan(snapshot.detection("a1").harm).all()
+
+
+def test_an_empty_snapshot_says_that_nothing_was_attributed(tmp_path: Path) -> None:
+    from store.ledger import Ledger
+
+    with Ledger(tmp_path / "l.duckdb"):
+        pass
+    publish(tmp_path / "l.duckdb", tmp_path / "w.duckdb")
+    with pytest.raises(QueryError, match="nothing has been attributed yet"):
+        run_sql(tmp_path / "w.duckdb", "FROM top_influences(1)")
+    with pytest.raises(QueryError, match="nothing has been attributed yet"):
+        run_sql(tmp_path / "w.duckdb", "FROM harmful_examples()")
+    with Published(tmp_path / "w.duckdb") as snapshot:
+        assert snapshot.runs() == []
+        with pytest.raises(NotFound, match="does not hold a run"):
+            snapshot.run_summary()
+
+
+def test_the_summary_of_a_run_holds_what_its_report_needs(published: Path) -> None:
+    with Published(published) as snapshot:
+        assert [row["run_id"] for row in snapshot.runs()] == ["r2", "r1"]
+        latest = snapshot.run_summary()
+        first = snapshot.run_summary("r1")
+        with pytest.raises(NotFound, match="does not hold run r9"):
+            snapshot.run_summary("r9")
+    assert latest.run["run_id"] == "r2"
+    assert first.run["committed_at"].startswith("2026-01-02")
+    assert [row["attribution_id"] for row in first.attributions] == ["a1"]
+    assert [row["alpha"] for row in first.lds] == [None, 0.5]
+    assert [row["problem"] for row in first.solutions] == ["clean"]
+    assert [row["arm"] for row in first.verdicts] == ["chosen", "all", "random"]
+    (dropped,) = first.dropped
+    assert (dropped["n_dropped"], dropped["n_dropped_corrupted"]) == (2, 2)
+    assert (dropped["n_corrupted"], dropped["n_pool"]) == (2, N_TRAIN)
+
+
+def test_detection_is_one_row_a_training_example(published: Path) -> None:
+    with Published(published) as snapshot:
+        found = snapshot.detection("a1")
+        harmful = snapshot.harmful("a1", n=2)
+        with pytest.raises(NotFound, match="no effects of attribution zz"):
+            snapshot.detection("zz")
+    assert found.example_ids.tolist() == list(range(N_TRAIN))
+    assert np.flatnonzero(found.corrupted).tolist() == list(CORRUPTED)
+    np.testing.assert_allclose(found.harm, -scores().mean(axis=0), rtol=1e-6)
+    np.testing.assert_array_equal(found.self_influence, 0.5)
+    assert {row["example_id"] for row in harmful} == set(CORRUPTED)
