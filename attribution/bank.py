@@ -13,11 +13,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from attribution.jobs import Arrays
 from attribution.models import ModelLike
 from attribution.outputs import Output, OutputLike, evaluate, output_name, task_of, task_output
 from attribution.streams import Purpose, stream
 from attribution.training import Recipe, TrainedModels, predict, train_models
+from attribution.training.jobs import Arrays
 from schemas.errors import ShapeError
 
 IndexArray = npt.NDArray[np.intp]

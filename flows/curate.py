@@ -1,9 +1,10 @@
 """The whole: from rows to a decision that retraining has judged."""
 
 from collections.abc import Callable
+from typing import Any
 
 from prefect import flow, unmapped
-from prefect.task_runners import ThreadPoolTaskRunner
+from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from tasks.bank import extend_bank, pending_chunks
 from tasks.begin import discard, ingest_rows
@@ -39,6 +40,9 @@ def each(step: Callable[..., object], names: Callable[[Job], list[str]]) -> Call
     return do
 
 
+# Torch and the kernels use every core by themselves; two tasks keep them busy between steps.
+THREADS: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=2)
+
 # Stages by name, in the order in which they run; the rows come before them.
 STEPS: dict[str, Callable[[Job], object]] = {
     "checkpoints": train,
@@ -53,7 +57,7 @@ STEPS: dict[str, Callable[[Job], object]] = {
 }
 
 
-@flow(name="curate", task_runner=ThreadPoolTaskRunner(max_workers=2))
+@flow(name="curate", task_runner=THREADS)
 def curate(
     spec: str,
     workspace: str | None = None,

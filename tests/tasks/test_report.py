@@ -97,7 +97,7 @@ def test_parts_that_a_spec_left_out_are_left_out(tmp_path: Path) -> None:
     path = write_published(tmp_path / "winnow.duckdb")
     ledger = open_ledger(path)
     for table in ("solutions", "solution_rows", "verdicts", "lds", "scores"):
-        run(ledger, f"DELETE FROM {table}")  # noqa: S608 - names from this line
+        run(ledger, f"DELETE FROM {table}")
     run(ledger, "UPDATE examples SET true_target = NULL")
     ledger.close()
     text = summary_text(read_findings(path))

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from attribution.recipe import Optimizer, Recipe
+from attribution.training.recipe import Optimizer, Recipe
 
 
 class Stack:

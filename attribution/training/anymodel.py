@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from attribution.models import torch_stream
-from attribution.optimizers import Stack
 from attribution.outputs import Task, training_loss
 from attribution.streams import Purpose, torch_seed
+from attribution.training.optimizers import Stack
 
 # Train-mode forward passes that draw random numbers, keep statistics or have no vmap rule.
 _LOOPED = (
@@ -95,7 +95,7 @@ class VmapGradients:
         self._gradient = vmap(grad(loss, has_aux=True))
 
     def accumulate(self, beta: float, index: Tensor, scale: float | Tensor) -> Tensor:
-        """As `attribution.stacked.StackedGradients.accumulate`."""
+        """As `attribution.training.stacked.StackedGradients.accumulate`."""
         n_active = index.shape[0]
         own = {name: tensor[:n_active] for name, tensor in self.params.tensors.items()}
         fixed = {name: tensor[:n_active] for name, tensor in self.constants.items()}
@@ -143,7 +143,7 @@ class LoopGradients:
         self.epoch = self.step = 0
 
     def accumulate(self, beta: float, index: Tensor, scale: float | Tensor) -> Tensor:
-        """As `attribution.stacked.StackedGradients.accumulate`, at ``self.epoch, self.step``."""
+        """As `StackedGradients.accumulate` in `stacked`, at ``self.epoch, self.step``."""
         losses = [
             self._one(place, beta, rows if isinstance(scale, float) else rows[scale[place] > 0])
             for place, rows in enumerate(index)

@@ -17,8 +17,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from attribution.optimizers import Stack
 from attribution.outputs import Task
+from attribution.training.optimizers import Stack
 
 _ACTIVATIONS = (nn.ReLU, nn.GELU, nn.SiLU, nn.Tanh)
 # Backward functions that read the activation's input; the others read its output.

@@ -18,12 +18,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from attribution.anymodel import LoopGradients, VmapGradients
-from attribution.jobs import Job, TrainingPath, split_state
 from attribution.models import fresh
-from attribution.optimizers import Stack, make_optimizer
-from attribution.recipe import epoch_order
-from attribution.stacked import StackedGradients
+from attribution.training.anymodel import LoopGradients, VmapGradients
+from attribution.training.jobs import Job, TrainingPath, split_state
+from attribution.training.optimizers import Stack, make_optimizer
+from attribution.training.recipe import epoch_order
+from attribution.training.stacked import StackedGradients
 from schemas.errors import RecipeError, TrainingDiverged
 
 

@@ -15,13 +15,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from attribution.anymodel import has_convolutions, needs_loop, vmap_works
 from attribution.devices import resolve
 from attribution.models import ModelLike, fresh
 from attribution.outputs import Task, check_targets, task_of
-from attribution.recipe import Recipe
-from attribution.stacked import Layer, layers_of
 from attribution.streams import checked_seed
+from attribution.training.anymodel import has_convolutions, needs_loop, vmap_works
+from attribution.training.recipe import Recipe
+from attribution.training.stacked import Layer, layers_of
 from schemas.errors import DataError, RecipeError, ShapeError
 
 Arrays = tuple[Tensor | npt.NDArray[Any], Tensor | npt.NDArray[Any]]

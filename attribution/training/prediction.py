@@ -11,7 +11,7 @@ from torch.func import functional_call
 
 from attribution.devices import resolve
 from attribution.models import ModelLike, fresh
-from attribution.stacked import Layer, forward, layers_of
+from attribution.training.stacked import Layer, forward, layers_of
 from schemas.errors import CheckpointError
 
 # Numbers that one stacked forward pass may hold, all layers together: 256 MiB in float32.
