@@ -64,7 +64,6 @@ SELECT $attribution, query_id, train_id, score FROM read_parquet($segments);
 -- name: check_scores
 SELECT
     count(*) AS n,
-    count(DISTINCT query_id) AS n_query,
     count(*) FILTER (query_id IS NULL OR train_id IS NULL OR score IS NULL OR NOT isfinite(score))
         AS bad
 FROM read_parquet($segments);
