@@ -1,11 +1,16 @@
 """`winnow run`: do what is due, start a server only for that, and show the answer."""
 
+import contextlib
+from collections.abc import Iterator
+
 from flows import terminal
 from flows.plan import plan
 from flows.summary import last_run_of
-from schemas.errors import NotFound
+from schemas.errors import NotFound, RequestError, WinnowError
 from schemas.spec import LoadedSpec
 from store.workspace import Workspace
+from tasks.blueprint import Job
+from tasks.preflight import preflight
 from tasks.progress import recording, refuse_second_run
 
 
@@ -56,15 +61,26 @@ def _run_flow(
 ) -> None:
     from flows.server import serving
 
-    with (
-        recording(workspace.progress, loaded.spec.name),
-        serving(workspace, debug=debug),
-        terminal.progress_bars(),
-    ):
-        # Only now: Prefect reads where its server is when it is imported.
-        from flows.curate import curate
+    job = Job(spec=loaded.path, workspace=workspace.root)
+    with recording(workspace.progress, loaded.spec.name), terminal.progress_bars():
+        # What can be refused is refused here, before a server is started for it.
+        preflight(job)
+        with serving(workspace, debug=debug), _failures_of_the_run():
+            # Only now: Prefect reads where its server is when it is imported.
+            from flows.curate import curate
 
-        curate(str(loaded.path), workspace=str(workspace.root), refresh=refresh or None, only=only)
+            curate(
+                str(loaded.path), workspace=str(workspace.root), refresh=refresh or None, only=only
+            )
+
+
+@contextlib.contextmanager
+def _failures_of_the_run() -> Iterator[None]:
+    """Whatever is refused once the run has begun is a failed run, not a wrong request."""
+    try:
+        yield
+    except RequestError as error:
+        raise WinnowError(str(error)) from error
 
 
 def _show_answer(loaded: LoadedSpec, workspace: Workspace, *, as_json: bool) -> None:

@@ -143,7 +143,10 @@ WRONG = {
         replace("example_id % 2 = 1", "example_id % 4 = 0"),
         "never saw",
     ),
-    "a set of training rows": (replace("split = 'test' AND example_id % 2 = 0", "true"), "training row"),
+    "a set of training rows": (
+        replace("split = 'test' AND example_id % 2 = 0", "true"),
+        "training row",
+    ),
     "a set that is no SQL": (replace("example_id % 2 = 0", "example_id %% 2"), "sets.queries"),
     "a set that reads files": (
         replace("FROM examples WHERE split = 'test' AND example_id % 2 = 0", "FROM '/etc/passwd'"),
@@ -194,8 +197,9 @@ def test_a_mistyped_command_is_one_line(capsys: pytest.CaptureFixture[str]) -> N
 def test_sql_without_results_says_what_makes_them(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    complaint = refused(capsys, "sql", "FROM runs", "--workspace", str(tmp_path / "w"))
-    assert "winnow run" in complaint
+    nowhere = refused(capsys, "sql", "FROM runs", "--workspace", str(tmp_path / "w"))
+    assert "does not exist" in nowhere
+    assert "winnow run" in refused(capsys, "sql", "FROM runs", "--workspace", str(tmp_path))
 
 
 def test_a_held_ledger_is_refused_before_anything_runs(
