@@ -100,19 +100,27 @@ class Inverse:
         coefficients = torch.cholesky_solve((rows @ self._psi.T).double().T, self._factor).T
         return (rows - coefficients.to(rows.dtype) @ self._psi) / self._ridge
 
+    def remainder(self, gram: Gram) -> Tensor:
+        """1 - R_i phi_i^T K^-1 phi_i of each training row, [n]."""
+        if self._psi is None:
+            return 1.0 - gram.weights * self.quadratic(gram.phi)
+        # 1 - D (D + lambda)^-1 = lambda (D + lambda)^-1: a tenth of the work, and no cancellation.
+        inverse = torch.cholesky_inverse(self._factor)
+        return (self._ridge * inverse.diagonal()).to(gram.phi.dtype)
+
     def quadratic(self, rows: Tensor, block: int = 1024) -> Tensor:
         """x^T (K + lambda I)^-1 x for each row x of [n, k], as [n]."""
         parts = [(self.apply(part) * part).sum(1) for part in rows.split(block)]
         return torch.cat(parts)
 
 
-def leverage_factor(weights: Tensor, quadratic: Tensor) -> Tensor:
-    """1 / (1 - R_i phi_i^T K^-1 phi_i) (Pregibon 1981): one Newton step for removing row i.
+def leverage_factor(gram: Gram, inverse: Inverse) -> Tensor:
+    """1 / (1 - R_i phi_i^T K^-1 phi_i), [n] (Pregibon 1981): a Newton step for removing row i.
 
     Raises:
         ShapeError: A leverage reaches 1: the damping is too small for the number of rows.
     """
-    remainder = 1.0 - weights * quadratic
+    remainder = inverse.remainder(gram)
     if bool((remainder <= 1e-6).any()):
         raise ShapeError(
             "a row has leverage 1, so its removal has no Newton step; raise the damping, or use "

@@ -84,7 +84,7 @@ def trak_scores(
         solved.append(inverse.apply(asked.sketch.to(kind)))
         scale = torch.ones_like(gram.weights)
         if leverage:
-            scale = leverage_factor(gram.weights, inverse.quadratic(gram.phi))
+            scale = leverage_factor(gram, inverse)
         columns.append(scale * own.residual.to(kind) if average == Average.SCORES else scale)
         sides.append(own.sketch)
     final: Any = 1.0
@@ -119,9 +119,10 @@ def self_influence(
     for own in train:
         kind = working_dtype(dtype, damping, own)
         gram = Gram(own, curvature=curvature, dtype=kind)
-        quadratic = gram.factor(damping).quadratic(gram.phi)
+        inverse = gram.factor(damping)
+        quadratic = inverse.quadratic(gram.phi)
         if leverage:
-            quadratic = quadratic * leverage_factor(gram.weights, quadratic)
+            quadratic = quadratic * leverage_factor(gram, inverse)
         residuals.append(own.residual.to(kind))
         parts.append(quadratic)
     if average == Average.SCORES:
