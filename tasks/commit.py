@@ -25,6 +25,8 @@ from store.segments import kept_per_query, write_segment
 from store.writer import RunBundle, commit_run
 from tasks.bank import LOGITS_FILE, open_bank, outputs_of
 from tasks.blueprint import VERSIONS, Blueprint, Job, blueprint
+from tasks.findings import arm_of
+from tasks.judgement import verdict_sentence
 from tasks.progress import advance
 from tasks.score import EFFECTS_FILE, SELF_FILE, load_scores
 from tasks.solve import CHOICE_FILE, UTILITY_FILE
@@ -235,17 +237,19 @@ def _add_verdict(plan: Blueprint, problem: ProblemSpec, own: dict[str, Any], row
     verdict = plan.sealed("verdict", plan.verdict_key(problem) or "")
     facts: Any = verdict.facts
     folder = plan.artifacts.folder(verdict)
-    for place, arm in enumerate(facts["arms"]):
-        rows["verdicts"].append(
-            own
-            | {
-                "verdict_id": f"{verdict.key[:12]}-{place}-{arm['arm']}",
-                "run_id": plan.run_id(),
-                "output": facts["output"],
-                "sentence": "",
-            }
-            | _flat(arm)
-        )
+    arms = [
+        own
+        | {
+            "verdict_id": f"{verdict.key[:12]}-{place}-{arm['arm']}",
+            "run_id": plan.run_id(),
+            "output": facts["output"],
+            "sentence": "",
+        }
+        | _flat(arm)
+        for place, arm in enumerate(facts["arms"])
+    ]
+    arms[0]["sentence"] = verdict_sentence([arm_of(arm) for arm in arms])
+    rows["verdicts"] += arms
     masks, seeds = np.load(folder / MASKS_FILE), verdict_seeds(plan)
     kinds = [f"verdict:{arm}" for arm in arms_of(plan) for _ in seeds]
     every_seed = np.tile(seeds, len(arms_of(plan))).tolist()

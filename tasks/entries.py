@@ -16,7 +16,7 @@ from typing import Any
 from schemas.errors import RequestError
 from schemas.metrics import metric
 from tasks.findings import Answer, Arm, Findings, Interval, Method
-from tasks.report import is_confirmed, verdict_sentence
+from tasks.judgement import is_confirmed, verdict_sentence
 
 NOTE_TAG = "mlflow.note.content"  # shown as the run's description
 SOURCE_TAG = "mlflow.source.name"
@@ -55,7 +55,9 @@ def entries(findings: Findings, spec_text: str) -> tuple[Entry, tuple[Entry, ...
             "winnow.problem": answer.problem,
         }
         children += [_arm_entry(answer.problem, arm, joined) for arm in answer.arms]
-        note.append(f"**{answer.problem}**: {answer.sentence} {verdict_sentence(answer)}".strip())
+        note.append(
+            f"**{answer.problem}**: {answer.sentence} {verdict_sentence(answer.arms)}".strip()
+        )
     if findings.answers:
         metrics += _answer_metrics(findings.answers[0])
     if findings.methods:
@@ -64,7 +66,7 @@ def entries(findings: Findings, spec_text: str) -> tuple[Entry, tuple[Entry, ...
         metrics.append(("run.seconds", findings.seconds, 0))
     tags = shared | {NOTE_TAG: "\n\n".join(note), "winnow.kind": "run"}
     if len(findings.answers) == 1 and findings.answers[0].arms:
-        confirmed = is_confirmed(findings.answers[0])
+        confirmed = is_confirmed(findings.answers[0].arms)
         tags["winnow.verdict"] = {True: "confirmed", False: "not confirmed", None: "not judged"}[
             confirmed
         ]

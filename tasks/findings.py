@@ -290,7 +290,7 @@ def _methods(source: Source, run_id: str) -> tuple[Method, ...]:
 def _answers(source: Source, run_id: str, dataset: str) -> tuple[Answer, ...]:
     arms: dict[str, list[Arm]] = {}
     for row in _rows(source, "verdicts", run=run_id):
-        arms.setdefault(row["solution_id"], []).append(_arm(row))
+        arms.setdefault(row["solution_id"], []).append(arm_of(row))
     answers = []
     for row in _rows(source, "solutions", run=run_id):
         key = row["solution_id"]
@@ -323,7 +323,8 @@ def _answers(source: Source, run_id: str, dataset: str) -> tuple[Answer, ...]:
     return tuple(answers)
 
 
-def _arm(row: dict[str, Any]) -> Arm:
+def arm_of(row: dict[str, Any]) -> Arm:
+    """An arm from a row of `verdicts`."""
     return Arm(
         verdict_id=row["verdict_id"],
         name=row["arm"],

@@ -33,6 +33,7 @@ from tasks.findings import (
     gather,
     open_source,
 )
+from tasks.judgement import is_confirmed, verdict_sentence
 from tasks.wording import (
     advantage,
     cell,
@@ -65,8 +66,8 @@ def summary_json(published_path: Path, run_id: str | None = None) -> str:
     findings = read_findings(published_path, run_id)
     document = asdict(findings) | {"path": str(findings.path)}
     for answer, record in zip(findings.answers, document["answers"], strict=True):
-        record["confirmed"] = is_confirmed(answer)
-        record["verdict"] = verdict_sentence(answer)
+        record["confirmed"] = is_confirmed(answer.arms)
+        record["verdict"] = verdict_sentence(answer.arms)
         if answer.detection is not None:
             record["detection"] |= {
                 "precision": answer.detection.precision,
@@ -103,55 +104,6 @@ def render(findings: Findings) -> RenderableType:
     parts += _trust(findings.methods)
     parts += _next_steps(findings)
     return Constrain(Group(*parts), WIDTH)
-
-
-def is_confirmed(answer: Answer) -> bool | None:
-    """Whether the chosen rows beat every control beyond the noise; None if that was not measured.
-
-    Confirmed means that each 95 % interval of (chosen - arm) lies above zero. One arm that is not
-    clearly beaten is enough for "not confirmed".
-    """
-    controls = [arm for arm in answer.arms if arm.name != "chosen"]
-    known = [arm.advantage for arm in controls if arm.advantage and arm.advantage.is_known]
-    if not known or len(known) < len(controls):
-        return None
-    return all(advantage.low > 0 for advantage in known)
-
-
-def verdict_sentence(answer: Answer) -> str:
-    """Say in one or two sentences whether retraining bore the answer out; empty without arms."""
-    chosen = _arm(answer, "chosen")
-    if chosen is None:
-        return ""
-    return _against_controls(answer) + _against_prediction(chosen)
-
-
-def _against_controls(answer: Answer) -> str:
-    confirmed = is_confirmed(answer)
-    controls = [arm for arm in answer.arms if arm.name != "chosen"]
-    if confirmed is None:
-        return "Not judged: some arm has no interval (it takes two or more seeds for one)."
-    if confirmed:
-        least = min(controls, key=lambda arm: arm.advantage.mean if arm.advantage else math.inf)
-        return (
-            f"Confirmed: models trained on the chosen rows beat every control; "
-            f"the closest is {least.name!r}, by {advantage(least)}."
-        )
-    missed = [arm for arm in controls if arm.advantage is None or arm.advantage.low <= 0]
-    listed = ", ".join(f"{arm.name!r} ({advantage(arm)})" for arm in missed)
-    return f"Not confirmed: the chosen rows do not clearly beat {listed}."
-
-
-def _against_prediction(chosen: Arm) -> str:
-    if chosen.predicted is None or chosen.observed is None:
-        return ""
-    what = f" The change of mean {chosen.output}"
-    if not chosen.predicted.is_known:
-        return what + " was predicted without an interval."
-    inside = chosen.predicted.low <= chosen.observed.mean <= chosen.predicted.high
-    side = "above" if chosen.observed.mean > chosen.predicted.high else "below"
-    fell = "inside" if inside else side
-    return f"{what} fell {fell} its predicted interval."
 
 
 def _headline(findings: Findings) -> RenderableType:
@@ -243,7 +195,7 @@ def _changes(answer: Answer) -> list[RenderableType]:
     arms = [arm for arm in _ordered(answer.arms) if arm.predicted and arm.observed]
     arms = [arm for arm in arms if arm.name != "all"]
     if not arms:
-        return _section("Verdict", [verdict_sentence(answer)])
+        return _section("Verdict", [verdict_sentence(answer.arms)])
     table = _table()
     table.add_column("arm")
     table.add_column("predicted", justify="right")
@@ -255,7 +207,7 @@ def _changes(answer: Answer) -> list[RenderableType]:
     return [
         *_section(heading, []),
         _indented(table),
-        _indented(Text(printable(verdict_sentence(answer)))),
+        _indented(Text(printable(verdict_sentence(answer.arms)))),
     ]
 
 

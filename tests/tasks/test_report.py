@@ -11,14 +11,13 @@ from rich.console import Console
 from schemas.errors import NotFound
 from store.connect import open_ledger, run
 from tasks.findings import Arm, Findings, Interval, detection, gather, open_source
+from tasks.judgement import is_confirmed, verdict_sentence
 from tasks.report import (
-    is_confirmed,
     read_findings,
     render,
     render_summary,
     summary_json,
     summary_text,
-    verdict_sentence,
 )
 from tests.tasks.published_sample import DROPPED, WRONG, write_published
 from tests.tasks.sample_findings import ANSWER, FIDELITY, FINDINGS, METHOD, ROWS, arm, interval
@@ -163,23 +162,23 @@ def test_one_arm_that_is_not_clearly_beaten_is_enough_to_not_confirm() -> None:
         ANSWER.arms[3],
     )
     answer = replace(ANSWER, arms=arms)
-    assert is_confirmed(ANSWER) is True
-    assert is_confirmed(answer) is False
-    said = verdict_sentence(answer)
+    assert is_confirmed(ANSWER.arms) is True
+    assert is_confirmed(answer.arms) is False
+    said = verdict_sentence(answer.arms)
     assert said.startswith("Not confirmed: the chosen rows do not clearly beat 'balanced' (+0.4")
 
 
 def test_without_intervals_nothing_is_judged() -> None:
     lone = Interval(mean=0.04, low=float("nan"), high=float("nan"))
     answer = replace(ANSWER, arms=(replace(ANSWER.arms[0], advantage=lone), ANSWER.arms[3]))
-    assert is_confirmed(answer) is None
-    assert verdict_sentence(answer).startswith("Not judged")
+    assert is_confirmed(answer.arms) is None
+    assert verdict_sentence(answer.arms).startswith("Not judged")
 
 
 @pytest.mark.parametrize(("observed", "where"), [(0.61, "inside"), (0.9, "above"), (0.1, "below")])
 def test_the_sentence_says_where_the_observation_fell(observed: float, where: str) -> None:
     chosen = replace(ANSWER.arms[3], observed=interval(observed, 0.1))
-    said = verdict_sentence(replace(ANSWER, arms=(*ANSWER.arms[:3], chosen)))
+    said = verdict_sentence((*ANSWER.arms[:3], chosen))
     assert f"fell {where} its predicted interval" in said
 
 

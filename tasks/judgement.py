@@ -1,0 +1,56 @@
+"""What the arms of a verdict say in words: did the choice beat its controls, as was predicted?"""
+
+import math
+from collections.abc import Sequence
+
+from tasks.findings import Arm
+from tasks.wording import advantage
+
+
+def is_confirmed(arms: Sequence[Arm]) -> bool | None:
+    """Whether the chosen rows beat every control beyond the noise; None if that was not measured.
+
+    Confirmed means that each 95 % interval of (chosen - arm) lies above zero. One arm that is not
+    clearly beaten is enough for "not confirmed".
+    """
+    controls = [arm for arm in arms if arm.name != "chosen"]
+    known = [arm.advantage for arm in controls if arm.advantage and arm.advantage.is_known]
+    if not known or len(known) < len(controls):
+        return None
+    return all(advantage.low > 0 for advantage in known)
+
+
+def verdict_sentence(arms: Sequence[Arm]) -> str:
+    """Say in one or two sentences whether retraining bore the answer out; empty without arms."""
+    chosen = next((arm for arm in arms if arm.name == "chosen"), None)
+    if chosen is None:
+        return ""
+    return _against_controls(arms) + _against_prediction(chosen)
+
+
+def _against_controls(arms: Sequence[Arm]) -> str:
+    confirmed = is_confirmed(arms)
+    controls = [arm for arm in arms if arm.name != "chosen"]
+    if confirmed is None:
+        return "Not judged: some arm has no interval (it takes two or more seeds for one)."
+    if confirmed:
+        least = min(controls, key=lambda arm: arm.advantage.mean if arm.advantage else math.inf)
+        return (
+            f"Confirmed: models trained on the chosen rows beat every control; "
+            f"the closest is {least.name!r}, by {advantage(least)}."
+        )
+    missed = [arm for arm in controls if arm.advantage is None or arm.advantage.low <= 0]
+    listed = ", ".join(f"{arm.name!r} ({advantage(arm)})" for arm in missed)
+    return f"Not confirmed: the chosen rows do not clearly beat {listed}."
+
+
+def _against_prediction(chosen: Arm) -> str:
+    if chosen.predicted is None or chosen.observed is None:
+        return ""
+    what = f" The change of mean {chosen.output}"
+    if not chosen.predicted.is_known:
+        return what + " was predicted without an interval."
+    inside = chosen.predicted.low <= chosen.observed.mean <= chosen.predicted.high
+    side = "above" if chosen.observed.mean > chosen.predicted.high else "below"
+    fell = "inside" if inside else side
+    return f"{what} fell {fell} its predicted interval."
