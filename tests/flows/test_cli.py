@@ -133,7 +133,8 @@ def test_init_writes_a_spec_that_loads_and_never_overwrites(winnow: Winnow, tmp_
 
 def test_the_starters_own_data_and_model_can_be_switched_on(tmp_path: Path) -> None:
     from tasks.recipes import build_user_model
-    from tasks.sources import Columns, read_rows
+    from tasks.rows import Columns
+    from tasks.sources import read_rows
 
     spec, recipe = write_starter(tmp_path)
     text = spec.read_text().replace('source = "sklearn:digits"', 'source = "sklearn:wine"')
@@ -310,3 +311,12 @@ def descendants(pid: int) -> list[int]:
         found += children
         todo += children
     return found
+
+
+def test_methods_lists_what_each_needs_and_where_it_is_published(winnow: Winnow) -> None:
+    assert "trak" in winnow("methods").stdout
+    trak = json.loads(winnow("methods", "--json").stdout)[0]
+    assert trak["name"] == "trak"
+    assert "Park" in trak["source"]
+    assert trak["needs"]
+    assert trak["cost"]
