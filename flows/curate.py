@@ -7,8 +7,8 @@ from prefect import flow, unmapped
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from tasks.bank import extend_bank, pending_chunks
-from tasks.begin import discard, ingest_rows
-from tasks.blueprint import Job, attribution_names, problem_names
+from tasks.begin import discard, ingest_rows, recording_job
+from tasks.blueprint import STAGES, Job, attribution_names, problem_names
 from tasks.commit import commit
 from tasks.featurize import featurize_shard, pending_features
 from tasks.outbox import send
@@ -43,18 +43,18 @@ def each(step: Callable[..., object], names: Callable[[Job], list[str]]) -> Call
 # Torch and the kernels use every core by themselves; two tasks keep them busy between steps.
 THREADS: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=2)
 
-# Stages by name, in the order in which they run; the rows come before them.
-STEPS: dict[str, Callable[[Job], object]] = {
-    "checkpoints": train,
-    "bank": extend,
-    "features": featurize,
-    "scores": each(score, attribution_names),
-    "lds": each(evaluate, attribution_names),
-    "solution": each(solve, problem_names),
-    "verdict": each(judge, problem_names),
-    "run": commit,
-    "tracking": send,
-}
+# What the stages do, in the order of `STAGES` but for the first: the rows name all the others.
+STEPS: tuple[Callable[[Job], object], ...] = (
+    train,
+    extend,
+    featurize,
+    each(score, attribution_names),
+    each(evaluate, attribution_names),
+    each(solve, problem_names),
+    each(judge, problem_names),
+    commit,
+    send,
+)
 
 
 @flow(name="curate", task_runner=THREADS)
@@ -74,12 +74,9 @@ def curate(
     """
     job = open_job(spec, workspace)
     again = refresh or []
-    discard(job, [stage for stage in again if stage == "data"])
-    job = ingest_rows(job)
-    discard(job, again)
-    for stage, step in STEPS.items():
-        if only == "data":
-            return
-        step(job)
-        if stage == only:
-            return
+    with recording_job(job):
+        discard(job, [stage for stage in again if stage == "data"])
+        job = ingest_rows(job)
+        discard(job, again)
+        for step in STEPS[: STAGES.index(only or STAGES[-1])]:
+            step(job)

@@ -38,10 +38,7 @@ def plan(loaded: LoadedSpec, workspace: Workspace) -> list[PlanStep]:
     data = Artifacts(workspace.artifacts).find(DATA, data_key(loaded.spec, digest))
     if data is None:
         return [PlanStep(stage, 0, 1, "after the data is read") for stage in STAGES]
-    return [
-        PlanStep(DATA, 1, 1, "rows, split and checked"),
-        *_steps(Blueprint(loaded, workspace, data)),
-    ]
+    return list(_steps(Blueprint(loaded, workspace, data)))
 
 
 def _steps(plan: Blueprint) -> Iterator[PlanStep]:

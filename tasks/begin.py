@@ -1,6 +1,7 @@
 """How a flow begins: its rows are ingested, and what is to be made again is removed."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -12,6 +13,7 @@ from store.workspace import Workspace
 from tasks.blueprint import STAGES, Job, blueprint
 from tasks.ingest import data_key
 from tasks.preflight import ingested
+from tasks.progress import recording
 from tasks.sources import source_digest
 
 
@@ -19,6 +21,13 @@ from tasks.sources import source_digest
 def ingest_rows(job: Job) -> Job:
     """Read, check, split and seal the rows."""
     return ingested(job)
+
+
+@contextmanager
+def recording_job(job: Job) -> Iterator[None]:
+    """Keep the run's progress in its workspace, and any other run out of it, for the block."""
+    with recording(Workspace(job.workspace).progress, load_spec(job.spec).spec.name):
+        yield
 
 
 def discard(job: Job, stages: Sequence[str]) -> None:

@@ -34,6 +34,8 @@ KEEP_EVERY_SECONDS = 15.0
 def train(job: Job) -> tuple[Manifest, ...]:
     """Train the checkpoints that are missing, all as one, or read the user's own."""
     plan = blueprint(job)
+    if not plan.needs_checkpoints:
+        return ()
     missing = [
         place
         for place, key in enumerate(plan.checkpoint_keys)

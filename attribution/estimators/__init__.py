@@ -19,12 +19,15 @@ class EstimatorDescription:
         needs: What it must be given.
         cost: Time and memory for n rows, m queries, C checkpoints and a sketch k wide.
         source: The paper.
+        home: ``module:function`` that computes it; the function takes a `Request` and options by
+            keyword, and returns scores [n_query, n_train] and what to record of them.
     """
 
     name: str
     needs: str
     cost: str
     source: str
+    home: str
 
 
 _DESCRIPTIONS = (
@@ -36,6 +39,7 @@ _DESCRIPTIONS = (
             "4 C (n + m) k bytes"
         ),
         source="Park et al. 2023, with the curvature p(1-p) as an option",
+        home="attribution.estimators.trak:estimate",
     ),
 )
 

@@ -103,6 +103,25 @@ def tune_damping(
     )
 
 
+def choose_damping(
+    damping: float | str,
+    train: Sequence[Features],
+    queries: Sequence[Features],
+    bank: BankRows | None,
+    **options: Any,
+) -> Damping:
+    """The damping that was given, or `tune_damping`'s choice for "auto".
+
+    Raises:
+        ShapeError: It is neither a number nor "auto".
+    """
+    if damping == "auto":
+        return tune_damping(train, queries, bank, **options)
+    if isinstance(damping, str):
+        raise ShapeError(f"damping is {damping!r}; give a positive number or 'auto'")
+    return Damping(rho=float(damping), table=(), chosen_from="given")
+
+
 def _predictions(
     train: Sequence[Features],
     queries: Sequence[Features],

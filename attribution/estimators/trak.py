@@ -9,7 +9,8 @@ so do the scores. The [q, n] result is streamed by query blocks; [n, p] and [n, 
 exist.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from enum import StrEnum
 from typing import Any
 
@@ -18,15 +19,27 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from attribution.estimators.damping import Damping, tune_damping
-from attribution.estimators.features import Features, check_features, featurize
+from attribution.estimators.damping import Damping, choose_damping, tune_damping
+from attribution.estimators.features import (
+    Features,
+    batch_rows,
+    check_features,
+    featurize,
+    own_output,
+)
 from attribution.estimators.kernel import Gram, leverage_factor, working_dtype
+from attribution.estimators.request import Clock, Record, Request, Sink
+from attribution.gradients import layout_of
+from attribution.outputs import OutputLike, task_output
+from attribution.projection import Projection
+from attribution.rows import Rows
 from schemas.errors import ShapeError
 
 __all__ = [
     "Average",
     "Damping",
     "Features",
+    "estimate",
     "featurize",
     "self_influence",
     "trak_scores",
@@ -35,14 +48,77 @@ __all__ = [
 
 QUERY_BLOCK = 512
 
-Sink = Callable[[slice, NDArray[np.float32]], None]
-
 
 class Average(StrEnum):
     """How checkpoints are averaged."""
 
     SCORES = "scores"
     FEATURES = "features"
+
+
+def estimate(
+    request: Request,
+    *,
+    projection: Projection | Mapping[str, Any] | None = None,
+    curvature: str = "logistic",
+    damping: float | str = "auto",
+    leverage: bool = False,
+    average: str = Average.SCORES,
+) -> tuple[NDArray[np.float32], Record]:
+    """TRAK from checkpoints and rows.
+
+    Args:
+        request: What is asked.
+        projection: A `Projection` or its arguments; sparse and 2048 wide by default.
+        curvature: "logistic" or "after-kernel" (as published).
+        damping: rho > 0 in mean non-zero eigenvalues of the curvature, or "auto": tuned on the
+            bank, 1 without one.
+        leverage: Newton step for removing each row, instead of its first-order influence.
+        average: "scores" (mean of products) or "features" (product of means, as published).
+    """
+    sketcher = projection if isinstance(projection, Projection) else Projection(**projection or {})
+    size = batch_rows(request.batch_size, layout_of(request.model).size)
+
+    def features(source: Rows, of: OutputLike) -> list[Features]:
+        return [
+            featurize(
+                request.model,
+                state,
+                source,
+                output=of,
+                task=request.task,
+                projection=sketcher,
+                seed=request.seed,
+                checkpoint=number,
+                device=request.device,
+                batch_size=size,
+                dtype=request.dtype,
+            )
+            for number, state in enumerate(request.checkpoints)
+        ]
+
+    clock = Clock()
+    train = features(request.train, str(task_output(request.task)))
+    same = request.same and own_output(request.output, request.task)
+    queries = train if same else features(request.queries, request.output)
+    clock.stop("featurize")
+    options: dict[str, Any] = {"curvature": curvature, "leverage": leverage, "average": average}
+    chosen = choose_damping(
+        damping, train, queries, request.bank, aggregate=request.aggregate, **options
+    )
+    clock.stop("tune")
+    values = trak_scores(train, queries, damping=chosen.rho, out=request.out, **options)
+    clock.stop("score")
+    record = {
+        "damping": chosen.rho,
+        "damping_table": chosen.table,
+        "chosen_from": chosen.chosen_from,
+        "fingerprint": [own.fingerprint for own in train],
+        "options": {**options, "projection": asdict(sketcher), "seed": request.seed},
+        "batch_size": size,
+        "seconds": clock.seconds,
+    }
+    return values, record
 
 
 def trak_scores(

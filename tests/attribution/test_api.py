@@ -70,7 +70,7 @@ def test_scores_say_how_they_were_made() -> None:
     assert (record["damping"], record["device"]) == (1.0, "cpu")
     assert "no bank" in record["chosen_from"]
     assert len(record["fingerprint"]) == 2
-    assert set(record["seconds"]) == {"featurize", "tune", "score"}
+    assert set(record["seconds"]) == {"featurize", "tune", "score", "total"}
     assert scores[1:, ::2].record is record
     assert isinstance(scores, Scores)
     assert attribute("trak", model(), checkpoints(), damping=2, **OPTIONS).record["damping"] == 2.0
@@ -194,7 +194,7 @@ def test_what_does_not_fit_is_refused(
 
 
 def test_unknown_methods_and_odd_models_are_refused() -> None:
-    with pytest.raises(NotFound, match="choose one of trak"):
+    with pytest.raises(NotFound, match="did you mean 'trak'"):
         attribute("track", model(), checkpoints(), **OPTIONS)
     with pytest.raises(ShapeError, match="no checkpoint"):
         attribute("trak", model(), [], **OPTIONS)

@@ -1,0 +1,73 @@
+"""What every estimator is asked: a model, its checkpoints, rows, queries and an output.
+
+An estimator is a function of a `Request` and of its own options by keyword. It returns float32
+scores [n_query, n_train] and a record of what it chose.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from attribution.estimators.damping import BankRows
+from attribution.outputs import OutputLike
+from attribution.rows import Rows
+
+Sink = Callable[[slice, NDArray[np.float32]], None]
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Request:
+    """One call of `attribution.attribute`, checked.
+
+    Attributes:
+        model: Maps rows to logits [n, K]; never changed in place.
+        checkpoints: State dicts, at least one.
+        train: The training rows, n of them.
+        queries: The rows to be explained, m of them.
+        same: Queries are the training rows themselves.
+        task: "classification" or "regression".
+        output: What is explained of each query.
+        bank: Retrained models with this output on these queries, or None.
+        aggregate: Weights [m] of the sum for which damping is tuned, or None.
+        device: "cpu" or "cuda".
+        batch_size: Rows at a time, or "auto".
+        seed: Seed of whatever is random.
+        dtype: Type of weights and gradients.
+        out: A writable array [m, n], a function of (slice of queries, block), or None.
+    """
+
+    model: nn.Module
+    checkpoints: Sequence[Mapping[str, Any]]
+    train: Rows
+    queries: Rows
+    same: bool
+    task: str
+    output: OutputLike
+    bank: BankRows | None
+    aggregate: NDArray[Any] | None
+    device: str
+    batch_size: int | str
+    seed: int
+    dtype: torch.dtype
+    out: NDArray[Any] | Sink | None
+
+
+@dataclass(slots=True)
+class Clock:
+    """Seconds by stage, for the record."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    _since: float = field(default_factory=time.perf_counter)
+
+    def stop(self, stage: str) -> None:
+        """What has passed since the last stop belongs to this stage."""
+        now = time.perf_counter()
+        self.seconds[stage] = round(now - self._since, 3)
+        self._since = now
