@@ -214,7 +214,7 @@ def sql(
     elif csv:
         terminal.show_csv(result.columns, result.rows)
     else:
-        terminal.show(terminal.table(result.columns, result.rows))
+        terminal.show_rows(result.columns, result.rows)
     if result.truncated:
         terminal.say(f"only the first {len(result.rows)} rows; --limit 0 gives all")
     return 0

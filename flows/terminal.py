@@ -13,7 +13,8 @@ from datetime import datetime
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
+from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
@@ -46,6 +47,22 @@ def say(text: str) -> None:
 def show(renderable: RenderableType) -> None:
     """Print a result."""
     out().print(renderable, soft_wrap=False)
+
+
+def show_rows(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Print a query's rows: a table where it fits, else one block for each row.
+
+    Into a pipe or a file the table is as wide as it is.
+    """
+    console, layout = out(), table(columns, rows)
+    width = Measurement.get(console, console.options.update(max_width=10_000), layout).maximum
+    if not sys.stdout.isatty():
+        console.width = max(width, 1)
+    elif width > console.width:
+        blocks = [table(("", ""), zip(columns, row, strict=True)) for row in rows]
+        console.print(Group(*blocks))
+        return
+    console.print(layout)
 
 
 def show_json(value: Any) -> None:

@@ -210,11 +210,10 @@ def _sentence(
     problem: Selection, value: float, prices: Mapping[str, float], *, optimal: bool
 ) -> str:
     quotas = " within the quotas" if problem.minimum or problem.maximum else ""
-    claim = "no other choice of this size has more" if optimal else "a better choice may exist"
-    total = f"a total utility of {value:.4g}"
-    parts = [f"Keeps {problem.size} of {problem.n_pool} rows with {total}; {claim}{quotas}."]
+    claim = "No other choice" if optimal else "Perhaps another choice"
+    parts = [f"{claim} of this size{quotas} has a higher total utility ({value:.4g})."]
     if problem.size < problem.n_pool:
-        parts.append(f"The last free place is worth {prices['size']:.3g}.")
+        parts.append(f"The last row kept is worth {prices['size']:.3g}.")
     for name, price in prices.items():
         if name != "size" and price > 0:
             parts.append(f"One more place in {name} would add up to {price:.3g}.")
