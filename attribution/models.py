@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from attribution.convolutional import cnn, resnet
 from attribution.streams import Purpose, torch_seed
 from schemas.errors import NotFound, RecipeError, ShapeError
 
@@ -68,18 +69,28 @@ def mlp(
     return nn.Sequential(*layers, nn.Linear(width, n_outputs))
 
 
-BUILDERS: dict[str, Callable[..., nn.Module]] = {"linear": linear, "mlp": mlp}
-OPTIONS: dict[str, tuple[str, ...]] = {"linear": (), "mlp": ("hidden", "activation")}
+BUILDERS: dict[str, Callable[..., nn.Module]] = {
+    "linear": linear,
+    "mlp": mlp,
+    "cnn": cnn,
+    "resnet": resnet,
+}
+OPTIONS: dict[str, tuple[str, ...]] = {
+    "linear": (),
+    "mlp": ("hidden", "activation"),
+    "cnn": ("channels", "hidden"),
+    "resnet": ("width", "blocks"),
+}
 
 
 def build(name: str, input_shape: Sequence[int], n_outputs: int, **options: Any) -> nn.Module:
     """A built-in model by its name.
 
     Args:
-        name: ``linear`` or ``mlp``.
+        name: ``linear``, ``mlp``, ``cnn`` or ``resnet``.
         input_shape: Shape of one input.
         n_outputs: Classes, or 1 for regression.
-        options: Those of the builder; mlp takes ``hidden`` and ``activation``.
+        options: Those of the builder, as `OPTIONS` lists them.
 
     Raises:
         NotFound: The model, or an option's value, is unknown.

@@ -24,7 +24,13 @@ SKLEARN_TASKS: dict[str, Task] = {
 TABLE_SCHEMES = ("csv", "parquet", "jsonl")
 FILE_SCHEMES = (*TABLE_SCHEMES, "npz")
 SOURCE_SCHEMES = ("sklearn", *FILE_SCHEMES, "python")
-BUILT_IN_MODELS = ("linear", "mlp")
+MODEL_OPTIONS: dict[str, tuple[str, ...]] = {
+    "linear": (),
+    "mlp": ("activation", "hidden"),
+    "cnn": ("channels", "hidden"),
+    "resnet": ("blocks", "width"),
+}
+BUILT_IN_MODELS = tuple(MODEL_OPTIONS)
 ACTIVATIONS = ("relu", "gelu", "silu", "tanh")
 CHECKPOINT_SUFFIXES = (".safetensors", ".pt")
 
@@ -144,9 +150,9 @@ class ModelSpec(Frozen):
     """``[model]``: what is trained."""
 
     build: Annotated[str, Field(examples=["linear", "mlp"])]
-    """linear, mlp, or python:FILE.py:FUNCTION that returns a torch module."""
+    """linear, mlp, cnn, resnet, or python:FILE.py:FUNCTION that returns a torch module."""
     options: dict[str, JsonValue] = Field(default_factory=dict)
-    """Keyword arguments of the builder; the mlp takes hidden = [128, 64] and activation."""
+    """The builder's own: mlp hidden, activation; cnn channels, hidden; resnet width, blocks."""
     checkpoints: Annotated[tuple[str, ...], AfterValidator(distinct)] = ()
     """One's own weights (.safetensors, or .pt read as weights only), instead of training."""
 
@@ -177,17 +183,32 @@ class ModelSpec(Frozen):
                 yield ("checkpoints", place), f"found '{file}'; weights are .safetensors or .pt"
         if self.build not in BUILT_IN_MODELS:
             return
-        known = {"linear": (), "mlp": ("activation", "hidden")}[self.build]
+        known = MODEL_OPTIONS[self.build]
         for key in self.options.keys() - set(known):
             hint = nearest(key, known) or "; leave it out"
             yield ("options", key), f"the {self.build} model has no such option{hint}"
-        hidden = self.options.get("hidden", []) if self.build == "mlp" else []
-        if not (isinstance(hidden, list) and all(type(w) is int and w > 0 for w in hidden)):
-            yield ("options", "hidden"), "write a list of layer widths, as in [128, 64]"
-        activation = self.options.get("activation", "relu") if self.build == "mlp" else "relu"
-        if activation not in ACTIVATIONS:
-            hint = nearest(str(activation), ACTIVATIONS)
-            yield ("options", "activation"), f"unknown activation '{activation}'{hint}"
+        for key in self.options.keys() & set(known):
+            value = self.options[key]
+            if key == "activation" and value not in ACTIVATIONS:
+                hint = nearest(str(value), ACTIVATIONS)
+                yield ("options", key), f"unknown activation '{value}'{hint}"
+            if key == "width" and not _is_size(value):
+                yield ("options", key), f"found {value!r}; write a number of 1 or more, as in 16"
+            if key in _SIZES and not (isinstance(value, list) and all(map(_is_size, value))):
+                yield ("options", key), f"write a list of {_SIZES[key]}"
+            elif key in ("channels", "blocks") and not value:
+                yield ("options", key), f"the list is empty; write {_SIZES[key]}"
+
+
+_SIZES = {
+    "hidden": "layer widths, as in [128, 64]",
+    "channels": "positive numbers of maps, as in [16, 32]",
+    "blocks": "positive numbers of blocks, as in [1, 1, 1]",
+}
+
+
+def _is_size(value: JsonValue) -> bool:
+    return type(value) is int and value > 0
 
 
 class TrainSpec(Frozen):

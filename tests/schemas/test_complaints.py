@@ -198,6 +198,28 @@ def test_one_mistake_gives_one_line(lines: str, complaint: str) -> None:
             "model.options.activation: unknown activation 'rely'; did you mean 'relu'?",
         ),
         (
+            'build = "linear"',
+            'build = "cnn"\nmodel.options.channels = []',
+            "model.options.channels: the list is empty; "
+            "write positive numbers of maps, as in [16, 32]",
+        ),
+        (
+            'build = "linear"',
+            'build = "cnn"\nmodel.options.activation = "relu"',
+            "model.options.activation: the cnn model has no such option; "
+            "choose 'channels' or 'hidden'",
+        ),
+        (
+            'build = "linear"',
+            'build = "resnet"\nmodel.options.width = 0',
+            "model.options.width: found 0; write a number of 1 or more, as in 16",
+        ),
+        (
+            'build = "linear"',
+            'build = "resnet"\nmodel.options.blocks = [1.5]',
+            "model.options.blocks: write a list of positive numbers of blocks, as in [1, 1, 1]",
+        ),
+        (
             '[[attribution]]\nmethod = "trak"',
             "",
             "attribution: missing; add a table [[attribution]]",
