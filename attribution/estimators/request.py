@@ -14,9 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from attribution.estimators.damping import BankRows
+from attribution.estimators.tuning import BankRows
 from attribution.outputs import OutputLike
 from attribution.rows import Rows
+from schemas.errors import ShapeError
 
 Sink = Callable[[slice, NDArray[np.float32]], None]
 Record = dict[str, Any]
@@ -71,3 +72,28 @@ class Clock:
         now = time.perf_counter()
         self.seconds[stage] = round(now - self._since, 3)
         self._since = now
+
+
+def open_sink(
+    out: NDArray[Any] | Sink | None, n_query: int, n_train: int
+) -> tuple[NDArray[np.float32], Sink]:
+    """What to return and where to send blocks of scores, for the `out` of a request.
+
+    Raises:
+        ShapeError: `out` is an array of another shape, or cannot be written to.
+    """
+    if out is None:
+        out = np.empty((n_query, n_train), dtype=np.float32)
+    if not isinstance(out, np.ndarray):
+        return np.empty((0, n_train), dtype=np.float32), out
+    if out.shape != (n_query, n_train) or not out.flags.writeable:
+        raise ShapeError(
+            f"out has shape {out.shape}, writeable={out.flags.writeable}; give a writable array "
+            f"{(n_query, n_train)}"
+        )
+    array = out
+
+    def write(rows: slice, block: NDArray[np.float32]) -> None:
+        array[rows] = block
+
+    return array, write

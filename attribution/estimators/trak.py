@@ -27,8 +27,8 @@ from attribution.estimators.features import (
     featurize,
     own_output,
 )
-from attribution.estimators.kernel import Gram, leverage_factor, working_dtype
-from attribution.estimators.request import Clock, Record, Request, Sink
+from attribution.estimators.kernel import Curvature, Gram, leverage_factor, working_dtype
+from attribution.estimators.request import Clock, Record, Request, Sink, open_sink
 from attribution.gradients import layout_of
 from attribution.outputs import OutputLike, task_output
 from attribution.projection import Projection
@@ -64,22 +64,27 @@ def estimate(
     damping: float | str = "auto",
     leverage: bool = False,
     average: str = Average.SCORES,
+    ggn_classes: int | None = None,
 ) -> tuple[NDArray[np.float32], Record]:
     """TRAK from checkpoints and rows.
 
     Args:
         request: What is asked.
         projection: A `Projection` or its arguments; sparse and 2048 wide by default.
-        curvature: "logistic" or "after-kernel" (as published).
+        curvature: "logistic", "after-kernel" (as published) or "ggn" (multi-class Gauss-Newton).
         damping: rho > 0 in mean non-zero eigenvalues of the curvature, or "auto": tuned on the
             bank, 1 without one.
         leverage: Newton step for removing each row, instead of its first-order influence.
         average: "scores" (mean of products) or "features" (product of means, as published).
+        ggn_classes: Classes of each training row that "ggn" takes, one backward pass each; all
+            but the row's own by default.
     """
     sketcher = projection if isinstance(projection, Projection) else Projection(**projection or {})
     size = batch_rows(request.batch_size, layout_of(request.model).size)
 
-    def features(source: Rows, of: OutputLike) -> list[Features]:
+    ggn = curvature == Curvature.GGN
+
+    def features(source: Rows, of: OutputLike, ggn: bool = False) -> list[Features]:
         return [
             featurize(
                 request.model,
@@ -93,12 +98,14 @@ def estimate(
                 device=request.device,
                 batch_size=size,
                 dtype=request.dtype,
+                ggn=ggn,
+                ggn_classes=ggn_classes,
             )
             for number, state in enumerate(request.checkpoints)
         ]
 
     clock = Clock()
-    train = features(request.train, str(task_output(request.task)))
+    train = features(request.train, str(task_output(request.task)), ggn)
     same = request.same and own_output(request.output, request.task)
     queries = train if same else features(request.queries, request.output)
     clock.stop("featurize")
@@ -114,7 +121,12 @@ def estimate(
         "damping_table": chosen.table,
         "chosen_from": chosen.chosen_from,
         "fingerprint": [own.fingerprint for own in train],
-        "options": {**options, "projection": asdict(sketcher), "seed": request.seed},
+        "options": {
+            **options,
+            **({"ggn_classes": ggn_classes} if ggn else {}),
+            "projection": asdict(sketcher),
+            "seed": request.seed,
+        },
         "batch_size": size,
         "seconds": clock.seconds,
     }
@@ -137,7 +149,7 @@ def trak_scores(
     Args:
         train: Training features, one item a checkpoint.
         queries: Query features of the same checkpoints, in the same order.
-        curvature: "after-kernel" or "logistic".
+        curvature: "after-kernel", "logistic" or "ggn" (training features with ggn=True).
         damping: rho > 0, in mean non-zero eigenvalues of each checkpoint's curvature.
         leverage: Divide column i by 1 - R_i phi_i^T K^-1 phi_i (a Newton step for removing i).
         average: "scores" or "features", see the module.
@@ -166,7 +178,7 @@ def trak_scores(
     final: Any = 1.0
     if average == Average.FEATURES:
         final = _mean([own.residual.double() for own in train])
-    target, send = _sink(out, n_query, n_train)
+    target, send = open_sink(out, n_query, n_train)
     for start in range(0, n_query, QUERY_BLOCK):
         rows = slice(start, min(start + QUERY_BLOCK, n_query))
         block: Any = 0.0
@@ -226,26 +238,6 @@ def _check(train: Sequence[Features], queries: Sequence[Features], average: str)
     if len(set(prints)) != len(prints):
         raise ShapeError(f"two checkpoints share the projection {prints[0]}; number them 0, 1, ...")
     return len(train[0]), len(queries[0])
-
-
-def _sink(
-    out: NDArray[Any] | Sink | None, n_query: int, n_train: int
-) -> tuple[NDArray[np.float32], Sink]:
-    if out is None:
-        out = np.empty((n_query, n_train), dtype=np.float32)
-    if not isinstance(out, np.ndarray):
-        return np.empty((0, n_train), dtype=np.float32), out
-    if out.shape != (n_query, n_train) or not out.flags.writeable:
-        raise ShapeError(
-            f"out has shape {out.shape}, writeable={out.flags.writeable}; give a writable array "
-            f"{(n_query, n_train)}"
-        )
-    array = out
-
-    def write(rows: slice, block: NDArray[np.float32]) -> None:
-        array[rows] = block
-
-    return array, write
 
 
 def _mean(parts: list[Tensor]) -> Tensor:
