@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 STAGE = "solution"
 CHOICE_FILE, UTILITY_FILE, JUDGE_FILE = "choice.npy", "utility.npy", "judge_scores.npy"
+# Standard deviations; a bank of a few hundred subsets reaches three.
+FAR = 3.0
 # Outputs that a better model has less of.
 FALLING = frozenset({"loss", "squared_error"})
 
@@ -55,6 +57,7 @@ def _solve(plan: Blueprint, problem: ProblemSpec, key: str) -> Manifest:
     utility = (-1.0 if output in FALLING else 1.0) * scale * target_scores.astype(np.float64)
     solution = select(utility, **selection_bounds(plan, problem))
     judge = surrogate_of(plan, judge_scores, judged, output)
+    warning = _extrapolation(plan, judge_scores, solution.choice)
     inputs = {"scores": plan.scores_key(plan.spec.attribution_named(problem.uses)) or ""}
     with plan.artifacts.seal(STAGE, key, version=VERSIONS[STAGE], inputs=inputs) as draft:
         np.save(draft.path / CHOICE_FILE, solution.choice)
@@ -67,7 +70,7 @@ def _solve(plan: Blueprint, problem: ProblemSpec, key: str) -> Manifest:
             "bound": solution.bound,
             "gap": solution.gap,
             "prices": dict(solution.prices),
-            "sentence": solution.sentence,
+            "sentence": f"{solution.sentence}{warning}",
             "output": output,
             "damping": damping,
             "scale": scale,
@@ -100,6 +103,24 @@ def _mean_scores(
         trak_scores(train, [mean_row(part) for part in side], **form)[0] for side in (aimed, judged)
     ]
     return means[0], means[1], float(damping)
+
+
+def _extrapolation(plan: Blueprint, scores: FloatArray, choice: NDArray[np.bool_]) -> str:
+    """A sentence where the choice is unlike every subset that the surrogate was fitted to.
+
+    Measured by how far the sum of its scores lies from that of random rows, in standard deviations
+    of the same over the bank. Beyond the bank effects need not add up.
+    """
+    bank = plan.bank.masks[plan.bank.rows("calibrate")]
+    centred = scores.astype(np.float64) - scores.mean(dtype=np.float64)
+    usual = float((bank @ centred).std())
+    distance = abs(float(centred[choice].sum())) / usual if usual else 0.0
+    if distance <= FAR:
+        return ""
+    return (
+        f" It lies {distance:.0f} standard deviations from a random choice, where the bank has no "
+        "subset: its predicted change is an extrapolation."
+    )
 
 
 def surrogate_of(
