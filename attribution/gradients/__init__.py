@@ -6,7 +6,16 @@ and joined in the order of ``named_parameters``; it is handed out in blocks [B, 
 is a private copy: the caller's mode, weights and hooks are never touched.
 """
 
+from attribution.gradients.blocks import GradientBlocks, OuterLayer
 from attribution.gradients.perexample import GradientPass, PerExampleGradients, gradient_blocks
 from attribution.gradients.plan import Layout, layout_of
 
-__all__ = ["GradientPass", "Layout", "PerExampleGradients", "gradient_blocks", "layout_of"]
+__all__ = [
+    "GradientBlocks",
+    "GradientPass",
+    "Layout",
+    "OuterLayer",
+    "PerExampleGradients",
+    "gradient_blocks",
+    "layout_of",
+]

@@ -1,6 +1,6 @@
 """One batched forward and backward pass that yields every example's own gradient.
 
-Linear and Conv2d layers give theirs from (input, output gradient), with all weights frozen;
+Layers with a rule (`layers`) give theirs from (input, output gradient), with all weights frozen;
 the other parameters take one more pass of ``vmap(grad(functional_call))`` over them alone.
 """
 
@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from attribution.gradients.layers import factors, weight_blocks
+from attribution.gradients.blocks import GradientBlocks
+from attribution.gradients.layers import Use
 from attribution.gradients.plan import Layout, Plan, layout_of, make_plan, register
 from attribution.outputs import OutputLike, check_targets, evaluate, evaluate_unchecked
 from attribution.rows import Inputs, call, n_rows, take, to
@@ -23,7 +24,7 @@ BLOCK_ENTRIES = 2**24  # 64 MiB of float32: larger blocks gain nothing on a CPU
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Use:
+class _Call:
     """One call of a hooked layer: what it was given, and a handle on what it returned."""
 
     given: Tensor
@@ -43,30 +44,25 @@ class GradientPass:
     logits: Tensor
     n_rows: int
     _owner: "PerExampleGradients" = field(repr=False)
-    _sides: dict[nn.Module, list[tuple[Tensor, Tensor]]] = field(repr=False)
+    _uses: dict[nn.Module, list[Use]] = field(repr=False)
     _general: dict[str, Tensor] = field(repr=False)
 
-    def blocks(self, limit: int = BLOCK_ENTRIES) -> Iterator[tuple[int, Tensor]]:
-        """(offset in the flat gradient, gradients [B, entries]), in order, without gaps."""
-        layout, uses = self._owner.layout, self._owner.plan.uses
-        for name, shape, offset in zip(layout.names, layout.shapes, layout.offsets, strict=True):
-            if name in self._general:
-                yield offset, self._general[name].reshape(self.n_rows, -1)
-                continue
-            sides = [
-                (role, left, right)
-                for module, role in uses.get(name, ())
-                for left, right in self._sides.get(module, ())
-            ]
-            if not sides:  # a parameter that the output does not depend on
-                yield offset, self.logits.new_zeros(self.n_rows, shape.numel())
-            elif sides[0][0] == "bias":
-                total = sum(left.sum(-1).reshape(self.n_rows, -1) for _, left, _ in sides)
-                yield offset, total  # type: ignore[misc]
-            else:
-                pieces = [weight_blocks(left, right, limit) for _, left, right in sides]
-                for parts in zip(*pieces, strict=True):
-                    yield offset + parts[0][0], _summed([part for _, part in parts])
+    def blocks(self, limit: int = BLOCK_ENTRIES) -> GradientBlocks:
+        """The gradients; iterate for (offset in the flat gradient, [B, entries]), without gaps.
+
+        Args:
+            limit: Entries of a block, as far as a row of a weight allows.
+        """
+        return GradientBlocks(
+            n_rows=self.n_rows,
+            layout=self._owner.layout,
+            memo=self._owner.memo,
+            plan=self._owner.plan,
+            uses=self._uses,
+            general=self._general,
+            template=self.logits,
+            limit=limit,
+        )
 
 
 class PerExampleGradients:
@@ -97,6 +93,7 @@ class PerExampleGradients:
         self._model = private_copy(model, state, device=device, dtype=dtype)
         self._output, self._device, self._dtype = output, device, dtype
         self.layout: Layout = layout_of(self._model)
+        self.memo: dict[Any, Any] = {}
         self._plan: Plan | None = None
 
     @property
@@ -124,20 +121,20 @@ class PerExampleGradients:
             if self._plan is None:
                 self._plan = make_plan(self._model, inputs)
                 self._model.requires_grad_(False)
-            logits, sides = self._hooked_pass(inputs, targets)
+            logits, uses = self._hooked_pass(inputs, targets)
             general = self._general_pass(inputs, targets) if self.plan.general else {}
         return GradientPass(
-            logits=logits, n_rows=n_rows(inputs), _owner=self, _sides=sides, _general=general
+            logits=logits, n_rows=n_rows(inputs), _owner=self, _uses=uses, _general=general
         )
 
     def _hooked_pass(
         self, inputs: Inputs, targets: Tensor
-    ) -> tuple[Tensor, dict[nn.Module, list[tuple[Tensor, Tensor]]]]:
-        calls: list[tuple[nn.Module, _Use]] = []
+    ) -> tuple[Tensor, dict[nn.Module, list[Use]]]:
+        calls: list[tuple[nn.Module, _Call]] = []
 
         def keep(module: nn.Module, given: Tensor, returned: Tensor) -> Tensor:
             tap = returned if returned.requires_grad else returned.detach().requires_grad_()
-            calls.append((module, _Use(given=given.detach(), version=given._version, tap=tap)))
+            calls.append((module, _Call(given=given.detach(), version=given._version, tap=tap)))
             # A copy goes on, for the model may write into it (ReLU in place, `x += y`).
             return tap.clone()
 
@@ -148,20 +145,23 @@ class PerExampleGradients:
             for handle in handles:
                 handle.remove()
         check_targets(logits, targets)
-        sides: dict[nn.Module, list[tuple[Tensor, Tensor]]] = {}
+        wide = _widened(logits)
+        uses: dict[nn.Module, list[Use]] = {}
         if calls:
-            total = evaluate(self._output, logits, targets).sum()
-            deltas = torch.autograd.grad(total, [use.tap for _, use in calls], allow_unused=True)
-            for (module, use), delta in zip(calls, deltas, strict=True):
+            total = evaluate(self._output, wide, targets).sum()
+            taps = [kept.tap for _, kept in calls]
+            deltas = torch.autograd.grad(total, taps, allow_unused=True)
+            for (module, kept), delta in zip(calls, deltas, strict=True):
                 if delta is None:
                     continue
-                if use.given._version != use.version:
+                if kept.given._version != kept.version:
                     raise RecipeError(
                         f"the model overwrites the input of a {type(module).__name__} layer after "
                         "using it; replace the in-place operation"
                     )
-                sides.setdefault(module, []).append(factors(module, use.given, delta))
-        return logits.detach(), sides
+                use = Use(module=module, given=kept.given, delta=delta)
+                uses.setdefault(module, []).append(use)
+        return wide.detach(), uses
 
     def _general_pass(self, inputs: Inputs, targets: Tensor) -> dict[str, Tensor]:
         parameters = dict(self._model.named_parameters())
@@ -175,7 +175,7 @@ class PerExampleGradients:
             )
             args, kwargs = ((), single) if isinstance(single, dict) else ((single,), {})
             logits = torch.func.functional_call(self._model, weights, args, kwargs)
-            return evaluate_unchecked(self._output, logits, target.unsqueeze(0)).sum()
+            return evaluate_unchecked(self._output, _widened(logits), target.unsqueeze(0)).sum()
 
         each = torch.func.vmap(torch.func.grad(output_of), in_dims=(None, 0, 0))
         try:
@@ -255,8 +255,6 @@ def flat_gradients(owner: PerExampleGradients, inputs: Inputs, targets: Tensor) 
     return torch.stack(rows)
 
 
-def _summed(parts: list[Tensor]) -> Tensor:
-    total = parts[0]
-    for part in parts[1:]:
-        total = total + part
-    return total
+def _widened(logits: Tensor) -> Tensor:
+    """Logits in float32 at least: a margin is a difference of numbers that are nearly equal."""
+    return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits

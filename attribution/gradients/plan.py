@@ -1,8 +1,8 @@
 """Which parameters layer hooks cover, found by running the model on one and on two rows.
 
-A parameter is covered when all its uses go through hooked layers. Everything else (norms,
-embeddings, tied or functional uses, layers that see the batch in another axis) goes the general
-way. The probe also refuses models whose rows are not independent.
+A parameter is covered when all its uses go through hooked layers. Everything else (functional
+uses, layers without a rule, layers that see the batch in another axis) goes the general way. The
+probe also refuses models whose rows are not independent, and names the layer where it can.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attribution.gradients.layers import is_factored, takes_batch
+from attribution.gradients.layers import rule_of, takes_batch
 from attribution.rows import Inputs, call, n_rows, take
 from schemas.errors import RecipeError
 
@@ -73,10 +73,10 @@ def make_plan(model: nn.Module, inputs: Inputs) -> Plan:
     Raises:
         RecipeError: A row's output depends on the other rows, or changes from call to call.
     """
-    _refuse_batch_statistics(model)
+    _refuse_shared_statistics(model)
     one, two = take(inputs, 0, 1), _two_rows(inputs)
     names = {id(value): name for name, value in model.named_parameters() if value.requires_grad}
-    layers = [module for module in model.modules() if is_factored(module)]
+    layers = [module for module in model.modules() if rule_of(module) is not None]
     while True:
         first, second = _Probe(model, layers, one), _Probe(model, layers, two)
         misplaced = first.misplaced | second.misplaced
@@ -84,7 +84,8 @@ def make_plan(model: nn.Module, inputs: Inputs) -> Plan:
             break
         # Not cut there any more, these layers' parameters are now reached as any other.
         layers = [module for module in layers if module not in misplaced]
-    _refuse_dependent_rows(first.logits, second.logits)
+    if _differ(first.logits, second.logits):
+        _refuse_dependent_rows(model, one, two)
     outside = first.reached(names) | second.reached(names)
     uses: dict[str, list[tuple[nn.Module, str]]] = {}
     for module in layers:
@@ -159,21 +160,60 @@ def _two_rows(inputs: Inputs) -> Inputs:
     return torch.cat([inputs, inputs])
 
 
-def _refuse_batch_statistics(model: nn.Module) -> None:
+def _refuse_shared_statistics(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
             raise RecipeError(
                 f"layer {name!r} normalises with the statistics of the batch, so no example has a "
                 "gradient of its own; use track_running_stats=True, GroupNorm or LayerNorm"
             )
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.scale_grad_by_freq:
+            raise RecipeError(
+                f"layer {name!r} scales gradients by how often a token is in the batch, so no "
+                "example has a gradient of its own; use scale_grad_by_freq=False"
+            )
 
 
-def _refuse_dependent_rows(one: Tensor, two: Tensor) -> None:
-    scale = float(two.abs().max())
+def _differ(one: Tensor, two: Tensor) -> bool:
+    """Whether the first row of an output is not the same with and without a second row."""
     if not bool(torch.isfinite(two).all()):
-        return  # the features are checked where they are made, with a better message
-    if float((one[0] - two[0]).abs().max()) > 1e-3 * max(scale, 1e-12):
-        raise RecipeError(
-            "a row's output changes with the other rows of its batch, or from call to call, in "
-            "eval mode; per-example gradients need independent rows and no randomness"
-        )
+        return False  # the features are checked where they are made, with a better message
+    scale = max(float(two.abs().max()), 1e-12) if two.numel() else 1.0
+    # Rounding depends on the batch: bfloat16 has 8 bits.
+    tolerance = 0.1 if two.dtype in (torch.bfloat16, torch.float16) else 1e-3
+    return bool(((one[0] - two[0]).abs() > tolerance * scale).any())
+
+
+def _refuse_dependent_rows(model: nn.Module, one: Inputs, two: Inputs) -> None:
+    first, second = _outputs(model, one), _outputs(model, two)
+    where = ""
+    for (name, alone), (other, beside) in zip(first, second, strict=False):
+        if name != other or alone.shape[1:] != beside.shape[1:] or len(alone) == len(beside):
+            continue
+        if alone.is_floating_point() and _differ(alone, beside):
+            where = f" (first seen after layer {name!r})"
+            break
+    raise RecipeError(
+        f"a row's output changes with the other rows of its batch, or from call to call, in "
+        f"eval mode{where}; per-example gradients need independent rows and no randomness"
+    )
+
+
+def _outputs(model: nn.Module, inputs: Inputs) -> list[tuple[str, Tensor]]:
+    """What each innermost module returned, in the order of the calls."""
+    found: list[tuple[str, Tensor]] = []
+    handles = []
+    for name, module in model.named_modules():
+        if name and not any(module.children()):
+
+            def keep(_: nn.Module, __: Any, returned: Any, name: str = name) -> None:
+                if isinstance(returned, Tensor) and returned.ndim:
+                    found.append((name, returned.detach()))
+
+            handles.append(module.register_forward_hook(keep))
+    try:
+        call(model, inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found

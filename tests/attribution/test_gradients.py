@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from attribution.gradients import PerExampleGradients, gradient_blocks, layout_of
 from attribution.gradients.perexample import flat_gradients
+from attribution.models import build
 from schemas.errors import CheckpointError, RecipeError
 
 # Torch says so once of an even kernel with padding='same'; such a layer is meant here.
@@ -48,6 +49,70 @@ class Tokens(nn.Module):
         h = h + self.attend(h, h, h, need_weights=False)[0]
         h = self.norm(self.mix(h)) * self.scale
         return nn.functional.linear(h.mean(1), self.embed.weight)
+
+
+class Tied(nn.Module):
+    """One Parameter as embedding and as head, another as two biases; a norm used twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(7, 4, padding_idx=2)
+        self.place = nn.Embedding(4, 4)
+        self.norm = nn.LayerNorm(4)
+        self.mix, self.mix_again = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.mix_again.bias = self.mix.bias
+        self.head = nn.Linear(4, 7)
+        self.head.weight = self.embed.weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        h = self.embed(tokens) + self.place(torch.arange(4).expand_as(tokens))
+        h = self.norm(self.mix_again(torch.tanh(self.mix(self.norm(h)))))
+        return self.head(h.mean(1))
+
+
+class Attend(nn.Module):
+    """Causal self-attention made of Linear layers, in a pre-norm block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.norm = nn.Embedding(7, 6), nn.RMSNorm(6)
+        self.qkv, self.out = nn.Linear(6, 18, bias=False), nn.Linear(6, 6)
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        h = self.embed(tokens)
+        parts = self.qkv(self.norm(h)).unflatten(-1, (3, 2, 3)).permute(2, 0, 3, 1, 4)
+        mixed = nn.functional.scaled_dot_product_attention(*parts, is_causal=True)
+        h = h + self.out(mixed.transpose(1, 2).flatten(2))
+        return self.head(h.mean(1))
+
+
+def sounds() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv1d(2, 4, 3, stride=2, padding=2, dilation=2),
+        nn.BatchNorm1d(4),
+        nn.Tanh(),
+        nn.Conv1d(4, 6, 2, groups=2, padding="same"),
+        nn.GroupNorm(3, 6),
+        nn.Conv1d(6, 5, 1),
+        nn.Conv1d(5, 5, 3, padding=1, padding_mode="reflect", bias=False),
+        nn.AdaptiveAvgPool1d(2),
+        nn.Flatten(),
+        nn.BatchNorm1d(10),
+        nn.Linear(10, 3),
+    )
+
+
+def awake(model: nn.Module) -> nn.Module:
+    """Norms away from their initial state, where scale 1 and shift 0 hide mistakes."""
+    for module in model.modules():
+        for name, value in [*module.named_parameters(recurse=False)]:
+            if value.ndim == 1:
+                nn.init.normal_(module.get_parameter(name), 0.5)
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            nn.init.normal_(module.running_mean)
+            nn.init.uniform_(module.running_var, 0.5, 2.0)
+    return model
 
 
 class SequenceFirst(nn.Module):
@@ -112,6 +177,11 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
         lambda: nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2), nn.Flatten()),
         numbers(2, 3, 4),
     ),
+    "sounds": (lambda: awake(sounds()), numbers(2, 11)),
+    "pictures": (lambda: awake(cnn()), numbers(2, 8, 9)),
+    "tied": (lambda: awake(Tied()), lambda: torch.randint(7, (N, 4))),
+    "attention": (lambda: awake(Attend()), lambda: torch.randint(7, (N, 5))),
+    "resnet": (lambda: awake(build("resnet", (2, 8, 8), 3, width=4)), numbers(2, 8, 8)),
     "sequence-first": (SequenceFirst, numbers(N, 3)),
     "subclass": (lambda: nn.Sequential(Low()), numbers(6)),
     "weight-norm": (weight_normed, numbers(6)),
@@ -142,7 +212,7 @@ def test_gradients_equal_one_autograd_call_for_each_example(name: str, output: s
     assert got.abs().max() > 0
 
 
-@pytest.mark.parametrize("name", ["mlp", "cnn", "shared", "tokens"])
+@pytest.mark.parametrize("name", ["mlp", "cnn", "shared", "tokens", "sounds", "tied"])
 def test_gradients_do_not_care_how_rows_and_weights_are_cut(name: str) -> None:
     model, inputs, targets = case(name)
     owner = PerExampleGradients(model, None, output="margin", dtype=torch.float64)
@@ -160,11 +230,11 @@ def test_hooks_cover_what_they_can_and_no_more() -> None:
         owner = PerExampleGradients(model, None, output="margin")
         owner.run(inputs, targets)
         plans[name] = owner.plan
-    for name in ("mlp", "positions", "shared"):
+    for name in ("mlp", "cnn", "positions", "shared", "sounds", "tied", "attention", "resnet"):
         assert plans[name].general == ()
     assert set(plans["shared"].uses) == {"first.weight", "first.bias", "head.weight", "head.bias"}
-    assert plans["cnn"].general == ("1.weight", "1.bias", "4.weight", "4.bias")
-    assert set(plans["tokens"].uses) == {"mix.weight", "mix.bias"}
+    assert set(plans["tokens"].uses) == {"mix.weight", "mix.bias", "norm.weight", "norm.bias"}
+    assert [role for _, role in plans["tied"].uses["embed.weight"]] == ["weight", "weight"]
     assert set(plans["sequence-first"].general) == {"inner.weight", "inner.bias"}
     assert plans["subclass"].uses == {}
     assert set(plans["weight-norm"].uses) == {"0.bias", "2.weight", "2.bias"} or (
@@ -240,6 +310,12 @@ def test_models_that_mix_rows_are_refused() -> None:
 
     with pytest.raises(RecipeError, match="other rows"):
         list(gradient_blocks(Centred(6, 3), None, inputs, targets, "margin"))
+    inner = nn.Sequential(nn.Flatten(), nn.Linear(6, 6), Centred(6, 3))
+    with pytest.raises(RecipeError, match=r"other rows.*after layer '2'"):
+        list(gradient_blocks(inner, None, inputs, targets, "margin"))
+    counted = nn.Sequential(nn.Embedding(7, 3, scale_grad_by_freq=True), nn.Flatten())
+    with pytest.raises(RecipeError, match=r"layer '0' scales gradients by how often"):
+        list(gradient_blocks(counted, None, torch.zeros(3, 1).long(), targets[:3], "margin"))
 
 
 def test_layers_without_a_per_example_gradient_are_named() -> None:
