@@ -1,0 +1,125 @@
+"""Every measurement side by side in one run: `python -m benchmarks`, or `make bench`.
+
+Prints tables and writes them with versions and machine to benchmarks/RESULTS.md. Times come from
+one machine in one run: their ratios travel, the seconds do not.
+"""
+
+import argparse
+import contextlib
+import importlib.util
+import io
+import platform
+import sys
+import tempfile
+from collections.abc import Sequence
+from importlib import import_module, metadata
+from pathlib import Path
+
+from benchmarks.compare import SECONDS_ARE, Row, measure, plan, table
+from benchmarks.peers.environments import PeerError, install, names
+from benchmarks.problems import Truth, make
+
+RESULTS = Path(__file__).parent / "RESULTS.md"
+# Each has a main() that prints; those that are not there are passed over.
+MODULES = ("bank_speed", "projection_speed", "features_speed")
+
+
+def main() -> int:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--install", action="store_true", help="make the peers' environments")
+    parser.add_argument("--only", nargs="*", default=[], help="packages, such as winnow trak")
+    parser.add_argument("--checkpoints", type=int, nargs="*", default=[1, 10])
+    parser.add_argument("--networks", nargs="*", default=["mlp", "cnn"])
+    parser.add_argument("--no-speed", action="store_true", help="skip the speed modules")
+    asked = parser.parse_args()
+    unavailable = _install() if asked.install else {}
+    parts = [_machine()]
+    for network in asked.networks:
+        with tempfile.TemporaryDirectory() as folder:
+            truth = make(network, Path(folder))
+            rows = []
+            for run in plan(asked.checkpoints, asked.only):
+                row = measure(run, truth)
+                rows.append(row)
+                print(_line(row), flush=True)
+            parts.append(_section(truth, rows, asked.checkpoints))
+    if unavailable:
+        parts.append(
+            "\n".join(f"- {name}: not installed: {why}" for name, why in unavailable.items())
+        )
+    if not asked.no_speed:
+        parts += [_speed(name) for name in MODULES if _present(name)]
+    text = "\n\n".join(["# Measured side by side", __doc__.strip(), *parts]) + "\n"
+    RESULTS.write_text(text, encoding="utf-8")
+    print(text)
+    return 0
+
+
+def _install() -> dict[str, str]:
+    failed = {}
+    for name in names():
+        try:
+            install(name)
+        except PeerError as error:
+            failed[name] = str(error)
+    return failed
+
+
+def _machine() -> str:
+    versions = ", ".join(
+        f"{name} {metadata.version(name)}" for name in ("winnow", "torch", "numpy", "numba")
+    )
+    return f"{_processor()}, {platform.system()}, Python {platform.python_version()}; {versions}."
+
+
+def _processor() -> str:
+    information = Path("/proc/cpuinfo")
+    if information.is_file():
+        lines = information.read_text(encoding="utf-8").splitlines()
+        models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+        if models:
+            return f"{len(models)} x {models[0]}"
+    return platform.machine()
+
+
+def _line(row: Row) -> str:
+    lead = f"{row.run.package:12} {row.run.label:32} {row.run.checkpoints:3} checkpoints: "
+    if row.default is None or row.best is None:
+        return lead + row.failure
+    return (
+        f"{lead}LDS {row.default.lds:.3f} ({row.default.setting}), "
+        f"{row.best.lds:.3f} ({row.best.setting}), CPU {row.best.cpu:.2f} s"
+    )
+
+
+def _section(truth: Truth, rows: Sequence[Row], counts: Sequence[int]) -> str:
+    size = truth.size
+    parameters = sum(value.numel() for value in truth.states[0].values())
+    head = (
+        f"## {truth.name}\n\n{parameters} parameters, {size.n_train} rows, {size.n_query} queries. "
+        f"LDS with its 95 % interval over {size.judging} half-subsets x {size.seeds} seeds; "
+        f"dampings chosen on {size.tuning} others. {SECONDS_ARE}, at the best damping; "
+        "imports and tuning are not counted, compilation is."
+    )
+    tables = [f"### {count} checkpoint(s)\n\n{table(rows, count)}" for count in counts]
+    return "\n\n".join([head, *tables])
+
+
+def _present(name: str) -> bool:
+    return importlib.util.find_spec(f"benchmarks.{name}") is not None
+
+
+def _speed(name: str) -> str:
+    printed = io.StringIO()
+    arguments, sys.argv = sys.argv, [name]
+    try:
+        with contextlib.redirect_stdout(printed):
+            import_module(f"benchmarks.{name}").main()
+    finally:
+        sys.argv = arguments
+    return f"## {name}\n\n```\n{printed.getvalue().rstrip()}\n```"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

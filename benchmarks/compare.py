@@ -1,0 +1,183 @@
+"""Every method on one problem: LDS on masks that nobody tuned on, and what features + scores cost.
+
+Each run is a process of its own on one thread, so CPU seconds and peak memory are its own. The
+first answer of a run is the method's default; its best answer is the one that ranks the tuning
+masks best. Both are reported on the judging masks.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from attribution import estimators, lds
+from benchmarks.peers.environments import PeerError, call, names, python_of
+from benchmarks.problems import Truth
+
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
+SECONDS_ARE = "CPU seconds (user + system) of features and scores, one thread"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One method of one package at a number of checkpoints."""
+
+    package: str
+    method: str
+    label: str
+    checkpoints: int
+    options: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Side:
+    """One setting of a run: LDS with its 95 % interval, seconds."""
+
+    setting: str
+    lds: float
+    low: float
+    high: float
+    cpu: float
+    wall: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """What a run found, or why there is nothing."""
+
+    run: Run
+    default: Side | None = None
+    best: Side | None = None
+    peak: float = 0.0
+    version: str = ""
+    failure: str = ""
+
+
+# (module's method, words for the table, options)
+PEER_METHODS: dict[str, tuple[tuple[str, str, tuple[str, ...]], ...]] = {
+    "trak": (
+        ("trak", "TRAK, k = 2048", ("width=2048",)),
+        ("trak", "TRAK, k = 512", ("width=512",)),
+    ),
+}
+
+
+def plan(counts: Sequence[int], only: Sequence[str] = ()) -> Iterator[Run]:
+    """Our estimators at each number of checkpoints, then every method of every peer."""
+    for count in counts:
+        if not only or "winnow" in only:
+            yield from _ours(count)
+    for name in names():
+        if only and name not in only:
+            continue
+        for method, label, options in PEER_METHODS.get(name, ()):
+            for count in counts:
+                yield Run(
+                    package=name, method=method, label=label, checkpoints=count, options=options
+                )
+
+
+def _ours(count: int) -> Iterator[Run]:
+    listed = [known.name for known in estimators()]
+    for name in listed:
+        variants = [(name, {})]
+        if name == "trak":
+            variants = [
+                ("TRAK logistic, k = 2048", {}),
+                ("TRAK logistic, k = 512", {"projection": {"dim": 512}}),
+                ("TRAK after-kernel, k = 2048", {"curvature": "after-kernel"}),
+                ("TRAK ggn, k = 2048", {"curvature": "ggn"}),
+            ]
+        for label, options in variants:
+            words = [f"{key}={json.dumps(value)}" for key, value in options.items()]
+            yield Run(
+                package="winnow",
+                method="ours",
+                label=label,
+                checkpoints=count,
+                options=(f"estimator={json.dumps(name)}", *words),
+            )
+
+
+def measure(run: Run, truth: Truth) -> Row:
+    """Run one method and judge its answers; a failure is a row of its own."""
+    python, module = sys.executable, "benchmarks.peers.run_ours"
+    if run.package != "winnow":
+        found = python_of(run.package)
+        if found is None:
+            return Row(run=run, failure="not installed (--install makes its environment)")
+        python, module = str(found), f"benchmarks.peers.run_{run.package}"
+    result = truth.folder / "result.npz"
+    command = [python, "-m", module, str(truth.folder), str(result), "--method", run.method]
+    command += ["--checkpoints", str(run.checkpoints)]
+    command += [word for option in run.options for word in ("--option", option)]
+    try:
+        call(command, os.environ | dict.fromkeys(THREADS, "1"))
+    except PeerError as error:
+        return Row(run=run, failure=str(error))
+    with np.load(result) as answers:
+        found = dict(answers)
+    if not np.isfinite(found["scores"][0]).any():
+        return Row(run=run, version=str(found["version"]), failure="its scores are not finite")
+    # A setting that overflows is no candidate, but the default is shown as it is.
+    scores = np.nan_to_num(found["scores"], posinf=0.0, neginf=0.0)
+    tuning = [lds(answer, truth.tune, resamples=2).mean for answer in scores]
+    best = int(np.argmax(tuning))
+    sides = [_side(found, scores, index, truth) for index in (0, best)]
+    return Row(
+        run=run,
+        default=sides[0],
+        best=sides[1],
+        peak=float(found["peak"]),
+        version=str(found["version"]),
+    )
+
+
+def _side(found: dict[str, np.ndarray], scores: np.ndarray, index: int, truth: Truth) -> Side:
+    judged = lds(scores[index], truth.judge)
+    low, high = judged.interval
+    return Side(
+        setting=str(found["settings"][index]),
+        lds=judged.mean,
+        low=low,
+        high=high,
+        cpu=float(found["cpu"][index]),
+        wall=float(found["wall"][index]),
+    )
+
+
+def table(rows: Sequence[Row], checkpoints: int) -> str:
+    """A Markdown table of the rows of a number of checkpoints."""
+    lines = [
+        "| package | method | LDS, default | LDS, best damping | CPU s | wall s | MiB | CPU/ours |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    ours = reference(rows, checkpoints)
+    for row in rows:
+        if row.run.checkpoints != checkpoints:
+            continue
+        lead = f"| {row.run.package} {row.version} | {row.run.label}"
+        if row.default is None or row.best is None:
+            lines.append(f"{lead} | {row.failure} | | | | | |")
+            continue
+        ratio = f"{row.best.cpu / ours.cpu:.1f}" if ours else ""
+        lines.append(
+            f"{lead} | {_lds(row.default)} | {_lds(row.best)} "
+            f"| {row.best.cpu:.2f} | {row.best.wall:.2f} | {row.peak / 2**20:.0f} | {ratio} |"
+        )
+    return "\n".join(lines)
+
+
+def reference(rows: Sequence[Row], checkpoints: int) -> Side | None:
+    """Our TRAK at its best damping, which ratios are taken against."""
+    for row in rows:
+        if row.run.package == "winnow" and row.run.checkpoints == checkpoints:
+            return row.best
+    return None
+
+
+def _lds(side: Side) -> str:
+    return f"{side.lds:.3f} [{side.low:.3f}, {side.high:.3f}], {side.setting}"
