@@ -228,6 +228,12 @@ _threads_users = 0
 _threads_before = 1
 
 
+def usual_threads() -> int:
+    """How many threads Torch has when no other call holds it to one."""
+    with _threads_lock:
+        return _threads_before if _threads_users else torch.get_num_threads()
+
+
 @contextmanager
 def _one_thread_each() -> Iterator[None]:
     # Torch's thread count is one number for the process: the first that needs it sets it to one,

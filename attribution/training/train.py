@@ -21,7 +21,7 @@ from attribution.devices import resolve
 from attribution.models import ModelLike, fresh, torch_stream
 from attribution.outputs import training_loss
 from attribution.training.anymodel import noise_seed
-from attribution.training.chunks import Chunk, mapper, merge
+from attribution.training.chunks import Chunk, mapper, merge, usual_threads
 from attribution.training.jobs import Arrays, Job, TrainingPath, checked_data, make_job, split_state
 from attribution.training.recipe import Optimizer, Recipe, epoch_order
 from attribution.training.state import States, TrainingState
@@ -114,7 +114,7 @@ def train_models(
             "the saved state belongs to other masks or seeds, another model or another recipe; "
             "train from the start, without resume"
         )
-    threads = torch.get_num_threads() if job.device == "cpu" else 1
+    threads = usual_threads() if job.device == "cpu" else 1
     groups = _groups(job, memory, threads)
     first = 0 if resume is None else resume.epoch
 
@@ -234,7 +234,11 @@ def _check_epochs(snapshot_epochs: Collection[int], training: Recipe) -> None:
 
 
 def _groups(job: Job, memory: int | None, threads: int) -> list[npt.NDArray[np.intp]]:
-    """Rows of each chunk: models by falling subset size, cut evenly."""
+    """Rows of each chunk: models by falling subset size, cut evenly.
+
+    Models of different sizes share no chunk unless nearly every size differs: padded last batches
+    would round otherwise in other company, and a result would depend on the number of threads.
+    """
     sizes = job.masks.sum(axis=1)
     order = np.argsort(-sizes, kind="stable")
     at_once = threads if job.threaded else 1
@@ -243,10 +247,16 @@ def _groups(job: Job, memory: int | None, threads: int) -> list[npt.NDArray[np.i
     largest = max(1, memory // (at_once * _bytes_per_model(job, int(sizes.max()))))
     if job.device == "cpu":
         largest = min(largest, CPU_CHUNK)
-    # A whole number of chunks for each thread, so that none waits for another's extra chunk.
-    n_chunks = -(-len(order) // largest)
-    n_chunks = min(len(order), -(-n_chunks // at_once) * at_once)
-    return np.array_split(order, n_chunks)
+    alike = np.split(order, np.flatnonzero(np.diff(sizes[order])) + 1)
+    if len(alike) > len(order) // 2:
+        alike = [order]
+    groups = []
+    for rows in alike:
+        # A whole number of chunks for each thread, so that none waits for another's extra chunk.
+        n_chunks = -(-len(rows) // largest)
+        n_chunks = min(len(rows), -(-n_chunks // at_once) * at_once)
+        groups += np.array_split(rows, n_chunks)
+    return groups
 
 
 def _bytes_per_model(job: Job, n_rows: int) -> int:
