@@ -1,127 +1,158 @@
-"""The sparse projection on a CPU: Numba, a thread for each share of the rows.
+"""The random projections on a CPU: Numba draws and adds, Torch multiplies the dense ones.
 
-Threads come from Python, for Numba's own pool must not be entered from two threads at once, and
-flows run tasks in threads. The compiled functions release the interpreter lock.
+Random bits are drawn once for a range of parameters and used for all rows of the batch. Threads
+come from Python, for Numba's own pool must not be entered from two threads at once, and flows run
+tasks in threads.
 """
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from itertools import pairwise
-from typing import Any
 
-import numba
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from torch import Tensor
 
-from attribution.projection.reference import SLOT_BASE
+from attribution.projection import cpu_kernels
+from attribution.projection.cpu_kernels import LANES
+from attribution.projection.reference import BLOCK
 
 # Columns and signs of one chunk (8 bytes an entry) stay in the second-level cache.
-CHUNK = 1 << 15
+SPARSE_CHUNK = 1 << 15
+# Numbers of a dense matrix that exist at a time.
+DENSE_CHUNK = 1 << 21
 # Below this many numbers a thread takes longer to wake than to finish.
 SMALL = 1 << 18
 
 
 def add_sketch(
-    gradients: NDArray[Any],
-    out: NDArray[Any],
+    gradients: Tensor,
+    out: Tensor,
     *,
-    offset: int,
+    kind: str,
     nonzeros: int,
+    offset: int,
     seed: int,
     checkpoint: int,
 ) -> None:
-    """Add the sketch of a block of gradients to out, without the factor 1/sqrt(nonzeros).
+    """Add the sketch of a block of gradients to out, without the projection's scale.
 
     Args:
-        gradients: [B, entries], float32 or float64, C order.
-        out: [B, dim], of the same type; written in place.
+        gradients: [B, entries], float32 or float64, on the CPU.
+        out: [B, dim], contiguous, of the same type; written in place.
+        kind: One of `reference.KIND_CODES`.
+        nonzeros: Entries that a parameter has in the sparse projection.
         offset: Parameter index of the block's first column.
-        nonzeros: Entries a parameter has.
         seed: 0 <= seed < 2**63.
         checkpoint: Index of the checkpoint.
     """
-    n_rows, n_parameters = gradients.shape
-    n_threads = max(1, min(torch.get_num_threads(), n_rows // 2))
-    bounds = [2 * (n_rows * t // (2 * n_threads)) for t in range(n_threads)] + [n_rows]
-    step = max(1, CHUNK // nonzeros)
+    gradients = gradients.contiguous()
+    threads = max(1, torch.get_num_threads())
+    with ThreadPoolExecutor(threads) as pool:  # it starts no thread before it is given work
+        if kind == "sparse":
+            _sparse(pool, gradients, out, nonzeros, offset, seed, checkpoint)
+        elif kind == "hadamard":
+            _hadamard(pool, gradients, out, offset, seed, checkpoint)
+        else:
+            fill = cpu_kernels.fill_signs if kind == "rademacher" else cpu_kernels.fill_normals
+            _dense(pool, fill, gradients, out, offset, seed, checkpoint)
+
+
+def _sparse(
+    pool: ThreadPoolExecutor,
+    gradients: Tensor,
+    out: Tensor,
+    nonzeros: int,
+    offset: int,
+    seed: int,
+    checkpoint: int,
+) -> None:
+    (n_rows, n_parameters), dim = gradients.shape, out.shape[1]
+    source, target = gradients.numpy(), out.numpy()
+    step = max(1, SPARSE_CHUNK // nonzeros)
     # Unsigned columns: Numba then has no negative index to allow for (0.60 -> 0.50 ns an entry).
     columns = np.empty((min(step, n_parameters), nonzeros), dtype=np.uint32)
-    signs = np.empty(columns.shape, dtype=out.dtype)
-    with ThreadPoolExecutor(n_threads) as pool:  # it starts no thread before it is given work
-        for start in range(0, n_parameters, step):
-            count = min(step, n_parameters - start)
-            _draw(offset + start, seed, checkpoint, out.shape[1], columns[:count], signs[:count])
-            drawn = (columns[:count], signs[:count])
-            if n_rows * count < SMALL:
-                _scatter(0, n_rows, gradients, start, *drawn, out)
-                continue
-            jobs = [
-                pool.submit(partial(_scatter, first, last, gradients, start, *drawn, out))
-                for first, last in pairwise(bounds)
-            ]
-            for job in jobs:
-                job.result()
+    signs = np.empty(columns.shape, dtype=target.dtype)
+    for start in range(0, n_parameters, step):
+        count = min(step, n_parameters - start)
+        drawn = (columns[:count], signs[:count])
+        cpu_kernels.draw_sparse(offset + start, seed, checkpoint, dim, *drawn)
+
+        def scatter(
+            first: int, last: int, start: int = start, drawn: tuple[np.ndarray, ...] = drawn
+        ) -> None:
+            cpu_kernels.scatter(first, last, source, start, *drawn, target)
+
+        _in_threads(pool, scatter, n_rows, unit=2, small=n_rows * count < SMALL)
 
 
-@numba.njit(cache=True, nogil=True)
-def _draw(start, seed, checkpoint, dim, columns, signs):  # type: ignore[no-untyped-def]
-    """`reference.entries`, compiled."""
-    mask = np.uint64(0xFFFFFFFF)
-    half = np.uint64(32)
-    count, nonzeros = columns.shape
-    for row in range(count):
-        index = np.uint64(start + row)
-        for slot in range(nonzeros):
-            if slot % 4 == 0:
-                x0, x1 = index & mask, index >> half
-                x2, x3 = np.uint64(checkpoint), np.uint64(SLOT_BASE + slot // 4)
-                k0, k1 = np.uint64(seed) & mask, np.uint64(seed) >> half
-                for _ in range(10):
-                    product0 = np.uint64(0xD2511F53) * x0
-                    product1 = np.uint64(0xCD9E8D57) * x2
-                    x0 = (product1 >> half) ^ x1 ^ k0
-                    x1 = product1 & mask
-                    x2 = (product0 >> half) ^ x3 ^ k1
-                    x3 = product0 & mask
-                    k0 = (k0 + np.uint64(0x9E3779B9)) & mask
-                    k1 = (k1 + np.uint64(0xBB67AE85)) & mask
-            choice = slot % 4
-            word = x0 if choice == 0 else x1 if choice == 1 else x2 if choice == 2 else x3
-            first = slot * dim // nonzeros
-            width = np.uint64((slot + 1) * dim // nonzeros - first)
-            columns[row, slot] = first + np.int64(((word >> np.uint64(1)) * width) >> np.uint64(31))
-            signs[row, slot] = 1 - 2 * np.int64(word & np.uint64(1))
+def _dense(
+    pool: ThreadPoolExecutor,
+    fill: Callable[..., None],
+    gradients: Tensor,
+    out: Tensor,
+    offset: int,
+    seed: int,
+    checkpoint: int,
+) -> None:
+    n_parameters, dim = gradients.shape[1], out.shape[1]
+    step = min(n_parameters, max(1, DENSE_CHUNK // dim))
+    matrix = torch.empty(step, dim, dtype=out.dtype)
+    numbers = matrix.numpy()
+    for start in range(0, n_parameters, step):
+        count = min(step, n_parameters - start)
+
+        def draw(first: int, last: int, start: int = start) -> None:
+            fill(first, last, offset + start, seed, checkpoint, numbers)
+
+        _in_threads(pool, draw, count, unit=1, small=count * dim < SMALL)
+        out.addmm_(gradients[:, start : start + count], matrix[:count])
 
 
-@numba.njit(cache=True, nogil=True)
-def _scatter(first, last, gradients, start, columns, signs, out):  # type: ignore[no-untyped-def]
-    """out[i, columns[j, t]] += signs[j, t] * gradients[i, start + j] for rows first..last.
+def _hadamard(
+    pool: ThreadPoolExecutor,
+    gradients: Tensor,
+    out: Tensor,
+    offset: int,
+    seed: int,
+    checkpoint: int,
+) -> None:
+    (n_rows, n_parameters), dim = gradients.shape, out.shape[1]
+    source, target = gradients.numpy(), out.numpy()
+    at_once = max(1, SPARSE_CHUNK * 4 // max(BLOCK, dim))
+    place_signs = np.empty((at_once, BLOCK), dtype=target.dtype)
+    rows = np.empty((at_once, dim), dtype=np.uint32)
+    column_signs = np.empty((at_once, dim), dtype=target.dtype)
+    start = 0
+    while start < n_parameters:
+        block, shift = divmod(offset + start, BLOCK)
+        stop = min(n_parameters, start + at_once * BLOCK - shift)
+        count = -(-(stop - start + shift) // BLOCK)
+        drawn = (place_signs[:count], rows[:count], column_signs[:count])
+        cpu_kernels.draw_hadamard(block, seed, checkpoint, *drawn)
+        span = (start, stop, shift)
 
-    Two rows at a time share one reading of columns and signs (0.50 -> 0.41 ns an entry). The sum
-    is taken within the chunk first: fewer roundings than one long sum over all parameters.
-    """
-    count, nonzeros = columns.shape
-    dim = out.shape[1]
-    total = np.empty((dim, 2), dtype=out.dtype)
-    for row in range(first, last, 2):
-        total[:] = 0
-        partner = min(row + 1, last - 1)  # an odd last row is summed twice and added once
-        one, two = gradients[row], gradients[partner]
-        if nonzeros == 1:  # spelled out: a loop of one costs a quarter of the time
-            for j in range(count):
-                column, sign = columns[j, 0], signs[j, 0]
-                total[column, 0] += sign * one[start + j]
-                total[column, 1] += sign * two[start + j]
-        else:
-            for j in range(count):
-                a, b = one[start + j], two[start + j]
-                for slot in range(nonzeros):
-                    column, sign = columns[j, slot], signs[j, slot]
-                    total[column, 0] += sign * a
-                    total[column, 1] += sign * b
-        for column in range(dim):
-            out[row, column] += total[column, 0]
-        if partner > row:
-            for column in range(dim):
-                out[partner, column] += total[column, 1]
+        def transform(
+            first: int,
+            last: int,
+            span: tuple[int, int, int] = span,
+            drawn: tuple[np.ndarray, ...] = drawn,
+        ) -> None:
+            cpu_kernels.transform(first, last, source, *span, *drawn, target)
+
+        _in_threads(pool, transform, n_rows, unit=LANES, small=n_rows * (stop - start) < SMALL)
+        start = stop
+
+
+def _in_threads(
+    pool: ThreadPoolExecutor, work: Callable[[int, int], None], n: int, *, unit: int, small: bool
+) -> None:
+    """Call work(first, last) for shares of range(n) that begin at multiples of unit."""
+    shares = 1 if small else max(1, min(torch.get_num_threads(), n // unit))
+    bounds = [unit * (n * share // (shares * unit)) for share in range(shares)] + [n]
+    if shares == 1:
+        work(0, n)
+        return
+    jobs = [pool.submit(work, first, last) for first, last in pairwise(bounds)]
+    for job in jobs:
+        job.result()

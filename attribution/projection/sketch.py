@@ -8,6 +8,7 @@ from enum import StrEnum
 import torch
 from torch import Tensor
 
+from attribution.projection.reference import WIDEST
 from attribution.streams import checked_seed
 from schemas.errors import ShapeError
 
@@ -19,6 +20,11 @@ class ProjectionKind(StrEnum):
     """How gradients become features."""
 
     SPARSE = "sparse"
+    RADEMACHER = "rademacher"
+    GAUSSIAN = "gaussian"
+    HADAMARD = "hadamard"
+    FACTORED = "factored"
+    AUTO = "auto"
     NONE = "none"
 
 
@@ -26,13 +32,19 @@ class ProjectionKind(StrEnum):
 class Projection:
     """What the sketch looks like.
 
+    Every random kind keeps inner products on average, with an error of about |a| |b| / sqrt(dim).
+
     Args:
-        kind: "sparse", or "none" for the gradients themselves (small models and tests).
+        kind: "sparse" costs `nonzeros` additions a gradient entry, "hadamard" about 12 + dim /
+            4096, "rademacher" and "gaussian" (dense) a product for each of the dim columns;
+            "factored" projects both sides of a weight and forms no gradient; "auto" is sparse or
+            factored, by cost; "none" is the gradients themselves (small models and tests).
         dim: Width k of the sketch; not used by "none".
-        nonzeros: Entries for each parameter; 1 is the fastest and as good for scores.
+        nonzeros: Entries for each parameter of "sparse"; 1 is the fastest and as good for scores.
 
     Raises:
-        ShapeError: A size is not positive, or there are more entries than columns.
+        ShapeError: A size is out of range, there are more entries than columns, or `nonzeros` is
+            given to another kind.
     """
 
     kind: str = ProjectionKind.SPARSE
@@ -44,8 +56,16 @@ class Projection:
             raise ShapeError(
                 f"unknown projection kind {self.kind!r}; say {' or '.join(ProjectionKind)}"
             )
-        if not 1 <= self.dim < 2**31:
-            raise ShapeError(f"projection dim is {self.dim}; give a width of 1 or more")
+        widest = WIDEST.get(self.kind, 2**31 - 1)
+        if not 1 <= self.dim <= widest:
+            raise ShapeError(
+                f"projection dim is {self.dim}; give a width of 1 to {widest} to {self.kind!r}"
+            )
+        if self.kind != ProjectionKind.SPARSE and self.nonzeros != 1:
+            raise ShapeError(
+                f"projection nonzeros is {self.nonzeros}, and kind {self.kind!r} has none to "
+                "choose; leave it out, or use kind='sparse'"
+            )
         if not 1 <= self.nonzeros <= min(self.dim, 1024):
             raise ShapeError(
                 f"projection nonzeros is {self.nonzeros}; give 1 to {min(self.dim, 1024)} "
@@ -58,7 +78,7 @@ class Projection:
         Raises:
             ShapeError: Exact gradients of a model that is too large.
         """
-        if self.kind == ProjectionKind.SPARSE:
+        if self.kind != ProjectionKind.NONE:
             return self.dim
         if n_parameters > EXACT_LIMIT:
             raise ShapeError(
@@ -66,6 +86,14 @@ class Projection:
                 f"than {EXACT_LIMIT}; use kind='sparse'"
             )
         return n_parameters
+
+    @property
+    def scale(self) -> float:
+        """Size of an entry that the sums leave out; with it E[P P^T] = I."""
+        if self.kind == ProjectionKind.NONE:
+            return 1.0
+        count = self.nonzeros if self.kind == ProjectionKind.SPARSE else self.dim
+        return 1.0 / math.sqrt(count)
 
 
 def sketch(
@@ -96,6 +124,14 @@ def sketch(
     seed, width = checked_seed(seed), projection.width(p)
     if not 0 <= checkpoint < 2**32:
         raise ShapeError(f"checkpoint index {checkpoint} is out of range; give one in [0, 2**32)")
+    if projection.kind in (ProjectionKind.FACTORED, ProjectionKind.AUTO):
+        from attribution.projection import choice
+        from attribution.projection.factored import factored_sketch
+
+        projection = choice.settled(blocks, projection, p=p)
+        if projection.kind == ProjectionKind.FACTORED:
+            batch = choice.two_sided(blocks, projection)
+            return factored_sketch(batch, width, seed=seed, checkpoint=checkpoint, p=p)
     out: Tensor | None = None
     for offset, block in blocks:
         if out is None:
@@ -113,11 +149,11 @@ def sketch(
         if projection.kind == ProjectionKind.NONE:
             out[:, offset : offset + block.shape[1]] = values
         else:
-            _add(values, out, offset, projection.nonzeros, seed, checkpoint)
+            _add(values, out, projection, offset, seed, checkpoint)
     if out is None:
         raise ShapeError("there is no gradient block to sketch; the model has no parameters")
-    if projection.kind == ProjectionKind.SPARSE and projection.nonzeros > 1:
-        out *= 1.0 / math.sqrt(projection.nonzeros)
+    if projection.scale != 1.0:
+        out *= projection.scale
     return out
 
 
@@ -125,21 +161,30 @@ def fingerprint(projection: Projection, *, seed: int, checkpoint: int, p: int) -
     """Names the matrix; features with different fingerprints must not meet."""
     if projection.kind == ProjectionKind.NONE:
         return f"none/1:checkpoint={checkpoint},p={p}"
+    nonzeros = (
+        f"nonzeros={projection.nonzeros}," if projection.kind == ProjectionKind.SPARSE else ""
+    )
     return (
-        f"sparse/1:dim={projection.dim},nonzeros={projection.nonzeros},"
+        f"{projection.kind}/1:dim={projection.dim},{nonzeros}"
         f"seed={checked_seed(seed)},checkpoint={checkpoint},p={p}"
     )
 
 
 def _add(
-    values: Tensor, out: Tensor, offset: int, nonzeros: int, seed: int, checkpoint: int
+    values: Tensor, out: Tensor, projection: Projection, offset: int, seed: int, checkpoint: int
 ) -> None:
-    options = {"offset": offset, "nonzeros": nonzeros, "seed": seed, "checkpoint": checkpoint}
+    if not values.numel():
+        return
     if out.device.type == "cpu":
-        from attribution.projection import cpu
-
-        cpu.add_sketch(values.contiguous().numpy(), out.numpy(), **options)
+        from attribution.projection.cpu import add_sketch
     else:
-        from attribution.projection import device
-
-        device.add_sketch(values, out, **options)
+        from attribution.projection.device import add_sketch
+    add_sketch(
+        values,
+        out,
+        kind=str(projection.kind),
+        nonzeros=projection.nonzeros,
+        offset=offset,
+        seed=seed,
+        checkpoint=checkpoint,
+    )

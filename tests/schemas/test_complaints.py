@@ -242,6 +242,24 @@ def test_one_mistake_gives_one_line(lines: str, complaint: str) -> None:
         ),
         (
             'method = "trak"',
+            'method = "trak"\nprojection = { kind = "gaussian", nonzeros = 2 }',
+            "attribution[0].projection.nonzeros: kind 'gaussian' has none to choose; leave it out",
+        ),
+        (
+            'method = "trak"',
+            'method = "trak"\nprojection = { kind = "gaussian", dim = 300000 }',
+            "attribution[0].projection.dim: 300000 for kind 'gaussian'; write at most 262144",
+        ),
+        (
+            'method = "trak"',
+            'method = "trak"\nprojection.kind = "hadamar"',
+            (
+                "attribution[0].projection.kind: found 'hadamar'; "
+                "write 'sparse', 'rademacher', 'gaussian' or 'hadamard'"
+            ),
+        ),
+        (
+            'method = "trak"',
             'method = "trak"\nprojection.dims = 8',
             "attribution[0].projection.dims: unknown key; did you mean 'dim'?",
         ),
