@@ -84,7 +84,7 @@ def _failures_of_the_run() -> Iterator[None]:
 
 
 def _show_answer(loaded: LoadedSpec, workspace: Workspace, *, as_json: bool) -> None:
-    from tasks.report import render_summary, summary_json
+    from tasks.reporting.report import render_summary, summary_json
 
     run_id = last_run_of(workspace, loaded.digest)
     if run_id is None:

@@ -25,9 +25,9 @@ from store.segments import kept_per_query, write_segment
 from store.writer import RunBundle, commit_run
 from tasks.bank import LOGITS_FILE, open_bank, outputs_of
 from tasks.blueprint import VERSIONS, Blueprint, Job, blueprint
-from tasks.findings import arm_of
-from tasks.judgement import verdict_sentence
 from tasks.progress import advance
+from tasks.reporting.findings import arm_of
+from tasks.reporting.judgement import verdict_sentence
 from tasks.score import EFFECTS_FILE, SELF_FILE, load_scores
 from tasks.solve import CHOICE_FILE, UTILITY_FILE
 from tasks.verdict import MASKS_FILE, arms_of, verdict_seeds

@@ -13,13 +13,13 @@ from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
 from schemas.manifest import Manifest
-from tasks import figures
 from tasks.bank import open_bank
 from tasks.blueprint import VERSIONS, Blueprint, Job, blueprint
 from tasks.progress import advance
+from tasks.reporting import figures
+from tasks.reporting.tracking import log_run
 from tasks.score import PER_QUERY_FILE
 from tasks.solve import CHOICE_FILE, JUDGE_FILE, UTILITY_FILE, averaged, surrogate_of
-from tasks.tracking import log_run
 from tasks.verdict import MASKS_FILE
 
 if TYPE_CHECKING:

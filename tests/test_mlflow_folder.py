@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from store.workspace import Workspace
-from tasks import tracking
-from tests.tasks.published_sample import SPEC, write_published
+from tasks.reporting import tracking
+from tests.tasks.reporting.published_sample import SPEC, write_published
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "mlflow"

@@ -10,17 +10,25 @@ from rich.console import Console
 
 from schemas.errors import NotFound
 from store.connect import open_ledger, run
-from tasks.findings import Arm, Findings, Interval, detection, gather, open_source
-from tasks.judgement import is_confirmed, verdict_sentence
-from tasks.report import (
+from tasks.reporting.findings import Arm, Findings, Interval, detection, gather, open_source
+from tasks.reporting.judgement import is_confirmed, verdict_sentence
+from tasks.reporting.report import (
     read_findings,
     render,
     render_summary,
     summary_json,
     summary_text,
 )
-from tests.tasks.published_sample import DROPPED, WRONG, write_published
-from tests.tasks.sample_findings import ANSWER, FIDELITY, FINDINGS, METHOD, ROWS, arm, interval
+from tests.tasks.reporting.published_sample import DROPPED, WRONG, write_published
+from tests.tasks.reporting.sample_findings import (
+    ANSWER,
+    FIDELITY,
+    FINDINGS,
+    METHOD,
+    ROWS,
+    arm,
+    interval,
+)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import math
 
 from rich.text import Text
 
-from tasks.findings import Arm, Interval
+from tasks.reporting.findings import Arm, Interval
 
 LABEL_WIDTH = 24  # longer class names are cut
 

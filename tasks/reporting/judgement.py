@@ -3,8 +3,8 @@
 import math
 from collections.abc import Sequence
 
-from tasks.findings import Arm
-from tasks.wording import advantage
+from tasks.reporting.findings import Arm
+from tasks.reporting.wording import advantage
 
 
 def is_confirmed(arms: Sequence[Arm]) -> bool | None:

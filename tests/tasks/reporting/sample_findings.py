@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from tasks.findings import (
+from tasks.reporting.findings import (
     Answer,
     Arm,
     Detection,

@@ -23,7 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from store.workspace import locate_workspace
-from tasks.findings import (
+from tasks.reporting.findings import (
     Answer,
     Arm,
     Fidelity,
@@ -33,8 +33,8 @@ from tasks.findings import (
     gather,
     open_source,
 )
-from tasks.judgement import is_confirmed, verdict_sentence
-from tasks.wording import (
+from tasks.reporting.judgement import is_confirmed, verdict_sentence
+from tasks.reporting.wording import (
     advantage,
     cell,
     duration,

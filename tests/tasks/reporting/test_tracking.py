@@ -15,11 +15,11 @@ from matplotlib.figure import Figure
 
 from schemas.errors import NotFound, RequestError, ServerUnavailable
 from store.workspace import Workspace
-from tasks import tracking
-from tasks.entries import Entry, digest_of, entries, flatten, refuse_undeclared
-from tasks.tracking import log_run, tracking_uri
-from tests.tasks.published_sample import SPEC, write_published
-from tests.tasks.sample_findings import FINDINGS
+from tasks.reporting import tracking
+from tasks.reporting.entries import Entry, digest_of, entries, flatten, refuse_undeclared
+from tasks.reporting.tracking import log_run, tracking_uri
+from tests.tasks.reporting.published_sample import SPEC, write_published
+from tests.tasks.reporting.sample_findings import FINDINGS
 
 CHILDREN = 4  # one method, three arms
 

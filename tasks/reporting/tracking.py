@@ -19,9 +19,9 @@ from urllib.parse import urlsplit
 
 from schemas.errors import NotFound, ServerUnavailable
 from store.workspace import Workspace
-from tasks.entries import SOURCE_TAG, Entry, digest_of, entries, refuse_undeclared
-from tasks.findings import Findings, gather, open_source, preview
-from tasks.report import summary_text
+from tasks.reporting.entries import SOURCE_TAG, Entry, digest_of, entries, refuse_undeclared
+from tasks.reporting.findings import Findings, gather, open_source, preview
+from tasks.reporting.report import summary_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

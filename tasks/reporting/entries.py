@@ -1,7 +1,7 @@
 """What a run looks like in MLflow: names, tags, params and declared metrics, as plain records.
 
 A parent run says what was asked and answered, one child each attribution method, one child each
-verdict arm. Nothing here speaks to MLflow; `tasks.tracking` does.
+verdict arm. Nothing here speaks to MLflow; `tasks.reporting.tracking` does.
 """
 
 import hashlib
@@ -15,8 +15,8 @@ from typing import Any
 
 from schemas.errors import RequestError
 from schemas.metrics import metric
-from tasks.findings import Answer, Arm, Findings, Interval, Method
-from tasks.judgement import is_confirmed, verdict_sentence
+from tasks.reporting.findings import Answer, Arm, Findings, Interval, Method
+from tasks.reporting.judgement import is_confirmed, verdict_sentence
 
 NOTE_TAG = "mlflow.note.content"  # shown as the run's description
 SOURCE_TAG = "mlflow.source.name"

@@ -8,7 +8,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from schemas.errors import ShapeError
-from tasks import figures
+from tasks.reporting import figures
 
 RNG = np.random.default_rng(7)
 IMAGES = RNG.random((12, 8, 8))
@@ -26,7 +26,7 @@ def titles(figure: Figure) -> list[str]:
 
 def test_drawing_never_loads_pyplot() -> None:
     code = (
-        "import sys, numpy as np; from tasks import figures as f; "
+        "import sys, numpy as np; from tasks.reporting import figures as f; "
         "f.png(f.arms({'chosen': (.9, .8, 1.)})); "
         "f.png(f.gallery(np.zeros((2, 8, 8)), ['a', 'b'])); "
         "assert 'matplotlib.pyplot' not in sys.modules"

@@ -1,0 +1,1 @@
+"""What a run found, told: on the terminal, in pictures, in MLflow."""
