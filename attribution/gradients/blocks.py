@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from attribution.gradients.layers import (
@@ -56,6 +57,7 @@ class GradientBlocks:
         n_rows: Rows B of the batch.
         layout: Where each parameter lies.
         memo: A place, shared by all batches of one model, for what need be made only once.
+        dtype: Type of activations and gradients.
     """
 
     n_rows: int
@@ -65,7 +67,13 @@ class GradientBlocks:
     uses: Mapping[nn.Module, list[Use]] = field(repr=False)
     general: Mapping[str, Tensor] = field(repr=False)
     template: Tensor = field(repr=False)
+    dtype: torch.dtype
     limit: int
+
+    @property
+    def device(self) -> torch.device:
+        """Where the gradients are."""
+        return self.template.device
 
     def __iter__(self) -> Iterator[tuple[int, Tensor]]:
         """All blocks in order, without gaps."""
@@ -85,7 +93,7 @@ class GradientBlocks:
         if name in self.general:
             yield offset, self.general[name].reshape(self.n_rows, -1)
             return
-        found = self._found(name)
+        found = self.uses_of(name)
         if not found:  # a parameter that the output does not depend on
             yield offset, self.template.new_zeros(self.n_rows, shape.numel())
             return
@@ -101,7 +109,7 @@ class GradientBlocks:
 
     def single(self, name: str) -> tuple[Tensor, Tensor] | None:
         """(left [B, out], right [B, in]) where the gradient is one plain outer product."""
-        found = self._found(name) if name not in self.general else []
+        found = self.uses_of(name) if name not in self.general else []
         if len(found) != 1 or found[0][1] != "weight" or not is_single(found[0][0]):
             return None
         left, right = sides(found[0][0])
@@ -111,14 +119,20 @@ class GradientBlocks:
         """The weights whose gradients `project` gives; a function of the model alone."""
         return outer_layers(self.layout, self.plan)
 
+    def positions(self, layer: OuterLayer) -> float:
+        """How many products of two sides each example's gradient of this weight sums."""
+        found = self.uses_of(layer.name)
+        return sum(use.delta.numel() // max(1, use.n_outputs) for use, _ in found) / self.n_rows
+
     def project(
         self, layer: OuterLayer, rows: Tensor | None, columns: Tensor | None, bias: Tensor | None
     ) -> Tensor | None:
         """R^T G C of one weight [B, k_rows, k_columns]; see `layers.projected`. None for zero."""
-        found = [projected(use, rows, columns, bias) for use, _ in self._found(layer.name)]
+        found = [projected(use, rows, columns, bias) for use, _ in self.uses_of(layer.name)]
         return None if not found else sum(found[1:], found[0])
 
-    def _found(self, name: str) -> list[tuple[Use, str]]:
+    def uses_of(self, name: str) -> list[tuple[Use, str]]:
+        """Each call of a layer that uses this parameter, with the parameter's role there."""
         return [
             (use, role)
             for module, role in self.plan.uses.get(name, ())

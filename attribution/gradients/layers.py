@@ -63,6 +63,12 @@ class Use:
             raise TypeError(f"{type(self.module).__name__} has no rule")
         return rule
 
+    @property
+    def n_outputs(self) -> int:
+        """Numbers that the layer returns at one position."""
+        weight = self.module.get_parameter("weight")
+        return weight.shape[1] if self.rule == Rule.LOOKUP else weight.shape[0]
+
 
 def rule_of(module: nn.Module) -> Rule | None:
     """The rule that gives this module's exact per-example gradients, if any does.

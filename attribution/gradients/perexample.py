@@ -61,6 +61,7 @@ class GradientPass:
             uses=self._uses,
             general=self._general,
             template=self.logits,
+            dtype=self._owner.dtype,
             limit=limit,
         )
 
@@ -91,7 +92,7 @@ class PerExampleGradients:
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self._model = private_copy(model, state, device=device, dtype=dtype)
-        self._output, self._device, self._dtype = output, device, dtype
+        self._output, self._device, self.dtype = output, device, dtype
         self.layout: Layout = layout_of(self._model)
         self.memo: dict[Any, Any] = {}
         self._plan: Plan | None = None
@@ -110,9 +111,9 @@ class PerExampleGradients:
             inputs: [B, ...] or a mapping of such.
             targets: [B], class indices or numbers.
         """
-        inputs = to(inputs, self._device, self._dtype)
+        inputs = to(inputs, self._device, self.dtype)
         targets = targets.to(
-            self._device, self._dtype if targets.is_floating_point() else torch.int64
+            self._device, self.dtype if targets.is_floating_point() else torch.int64
         )
         # The plain attention kernel: the fused ones give gradients that depend on the batch, and
         # vmap would run them row by row.
@@ -241,7 +242,7 @@ def flat_gradients(owner: PerExampleGradients, inputs: Inputs, targets: Tensor) 
     before = [value.requires_grad for value in wanted]
     for value in wanted:
         value.requires_grad_()
-    inputs = to(inputs, owner._device, owner._dtype)
+    inputs = to(inputs, owner._device, owner.dtype)
     for row in range(n_rows(inputs)):
         logits = call(model, take(inputs, row, row + 1))
         output = evaluate(owner._output, logits, targets[row : row + 1]).sum()

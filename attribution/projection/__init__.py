@@ -6,6 +6,7 @@ and the matrix is the same bits on every device and for every way of cutting the
 reference defines the bits.
 """
 
+from attribution.projection.choice import fingerprint_of
 from attribution.projection.sketch import Projection, ProjectionKind, fingerprint, sketch
 
-__all__ = ["Projection", "ProjectionKind", "fingerprint", "sketch"]
+__all__ = ["Projection", "ProjectionKind", "fingerprint", "fingerprint_of", "sketch"]
