@@ -38,8 +38,60 @@ _DESCRIPTIONS = (
             "C (n + m) gradients, C n k min(n, k) for the curvature, C m n k for the scores; "
             "4 C (n + m) k bytes"
         ),
-        source="Park et al. 2023, with the curvature p(1-p) as an option",
+        source="Park et al. 2023; the curvatures p(1-p) and Gauss-Newton are options",
         home="attribution.estimators.trak:estimate",
+    ),
+    EstimatorDescription(
+        name="influence",
+        needs="one checkpoint or more, near a minimum; a bank tunes the damping",
+        cost=(
+            "C x (products with the curvature, each a forward and two backward passes over n rows "
+            "for a vector: cg about 20 to 100 x m, lanczos 2 x rank; exact p^2 numbers, p^3/3), "
+            "C n gradients a block of queries; m n numbers"
+        ),
+        source=(
+            "Koh & Liang 2017; solvers of Agarwal et al. 2017, Schioppa et al. 2022 and "
+            "Frangella et al. 2023"
+        ),
+        home="attribution.estimators.influence:estimate",
+    ),
+    EstimatorDescription(
+        name="graddot",
+        needs="one checkpoint or more",
+        cost="C (n + m) gradients and C m n p; m n numbers",
+        source="Charpiat et al. 2019; Pruthi et al. 2020",
+        home="attribution.estimators.similarity:estimate_graddot",
+    ),
+    EstimatorDescription(
+        name="gradcos",
+        needs="one checkpoint or more",
+        cost="as graddot",
+        source="Charpiat et al. 2019; by layer: Hammoudeh & Lowd 2022",
+        home="attribution.estimators.similarity:estimate_gradcos",
+    ),
+    EstimatorDescription(
+        name="tracin",
+        needs="checkpoints of one training run, and the learning rate each stands for",
+        cost="as graddot",
+        source="Pruthi et al. 2020; normalised: Hammoudeh & Lowd 2022",
+        home="attribution.estimators.similarity:estimate_tracin",
+    ),
+    EstimatorDescription(
+        name="ekfac",
+        needs="one checkpoint or more; a bank tunes the damping",
+        cost=(
+            "C x (10 gradient passes over n, one over m, the cube of each layer's sides), C m n p "
+            "for the scores; C (p + squares of the layers' sides) numbers"
+        ),
+        source="George et al. 2018; Grosse et al. 2023",
+        home="attribution.estimators.kfac:estimate_ekfac",
+    ),
+    EstimatorDescription(
+        name="kfac",
+        needs="as ekfac",
+        cost="as ekfac",
+        source="Martens and Grosse 2015; Grosse et al. 2023",
+        home="attribution.estimators.kfac:estimate_kfac",
     ),
 )
 

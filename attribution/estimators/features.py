@@ -2,7 +2,8 @@
 
 phi_i = P^T grad f(z_i) is [n, k]; Q_i = -dl/df and R_i = d2l/df2 are [n], for the training loss l
 as a function of the task's own output. Features of training rows are always of the task's output
-(margin, or prediction); features of queries may be of any output.
+(margin, or prediction); features of queries may be of any output. Training features may carry what
+the multi-class Gauss-Newton matrix has beyond sum_i R_i phi_i phi_i^T.
 """
 
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from attribution.estimators.gaussnewton import GGN_CLASSES, rest_of_curvature
 from attribution.gradients import PerExampleGradients
 from attribution.outputs import OutputLike, output_name, tangent, task_output
 from attribution.projection import Projection, fingerprint, sketch
@@ -32,6 +34,8 @@ class Features:
         residual: Q [n].
         curvature: R [n].
         fingerprint: The projection's; features meet only where it is equal.
+        rest: F [rows, k], where the Gauss-Newton matrix is Phi^T diag(R) Phi + F^T F; or None.
+        rest_gram: F^T F itself [k, k], where F would have more rows than columns; or None.
 
     Raises:
         ShapeError: The shapes do not fit.
@@ -42,6 +46,8 @@ class Features:
     residual: Tensor
     curvature: Tensor
     fingerprint: str
+    rest: Tensor | None = None
+    rest_gram: Tensor | None = None
 
     def __post_init__(self) -> None:
         for name in ("sketch", "residual", "curvature"):
@@ -59,6 +65,17 @@ class Features:
                 raise DataError(
                     f"the {name} of row {row} (counted from 0) is NaN or infinite; the model "
                     "overflows on it: look at the row, or train the checkpoint again"
+                )
+        for extra in (self.rest, self.rest_gram):
+            if extra is not None and (extra.ndim != 2 or extra.shape[1] != self.width):
+                raise ShapeError(
+                    f"the rest of the curvature has shape {tuple(extra.shape)}; expected "
+                    f"{self.width} columns"
+                )
+            if extra is not None and not bool(torch.isfinite(extra).all()):
+                raise DataError(
+                    "the Gauss-Newton matrix holds NaN or infinity; the model overflows on a "
+                    "training row: train the checkpoint again"
                 )
 
     def __len__(self) -> int:
@@ -78,6 +95,8 @@ class Features:
             residual=self.residual.to(device),
             curvature=self.curvature.to(device),
             fingerprint=self.fingerprint,
+            rest=None if self.rest is None else self.rest.to(device),
+            rest_gram=None if self.rest_gram is None else self.rest_gram.to(device),
         )
 
 
@@ -95,6 +114,8 @@ def featurize(
     batch_size: int | str = "auto",
     dtype: torch.dtype = torch.float32,
     name: str = "rows",
+    ggn: bool = False,
+    ggn_classes: int = GGN_CLASSES,
 ) -> Features:
     """Features of all rows at one checkpoint.
 
@@ -111,6 +132,9 @@ def featurize(
         batch_size: Rows at a time, or "auto": as many as 1 GiB of gradients allows, at most 256.
         dtype: Type of weights, gradients and sketch.
         name: What messages call the rows.
+        ggn: Also find what curvature "ggn" needs; for training rows.
+        ggn_classes: Classes of each row that it takes, one pass each: those that matter most for
+            the row, besides its own; K - 1 or more are all.
     """
     projection = projection or Projection()
     source = rows if isinstance(rows, Rows) else Rows(rows, name)
@@ -119,7 +143,8 @@ def featurize(
     sketches = torch.empty(len(source), projection.width(n_parameters), dtype=dtype, device=device)
     residual = torch.empty(len(source), dtype=dtype, device=device)
     curvature = torch.empty(len(source), dtype=dtype, device=device)
-    for positions, inputs, targets in source.batches(batch_rows(batch_size, n_parameters)):
+    size, n_outputs = batch_rows(batch_size, n_parameters), 0
+    for positions, inputs, targets in source.batches(size):
         batch = owner.run(inputs, targets)
         sketches[positions] = sketch(
             batch.blocks(), projection, seed=seed, checkpoint=checkpoint, p=n_parameters
@@ -127,11 +152,29 @@ def featurize(
         if targets.is_floating_point():
             targets = targets.to(dtype)
         residual[positions], curvature[positions] = tangent(task, batch.logits, targets.to(device))
+        n_outputs = batch.logits.shape[1]
+    rest, is_gram = None, False
+    if ggn:
+        rest, is_gram = rest_of_curvature(
+            model,
+            state,
+            source,
+            n_outputs=n_outputs,
+            classes=ggn_classes,
+            projection=projection,
+            seed=seed,
+            checkpoint=checkpoint,
+            device=device,
+            batch_size=size,
+            dtype=dtype,
+        )
     return Features(
         sketch=sketches,
         residual=residual,
         curvature=curvature,
         fingerprint=fingerprint(projection, seed=seed, checkpoint=checkpoint, p=n_parameters),
+        rest=None if is_gram else rest,
+        rest_gram=rest if is_gram else None,
     )
 
 

@@ -1,9 +1,10 @@
 """The curvature of TRAK at one checkpoint: K = Phi^T R Phi + lambda I, and its inverse.
 
 Phi is [n, k]; R is 1 ("after-kernel", Park et al. 2023) or p(1-p) ("logistic", the Hessian of the
-binary reduction). lambda = rho tr(K) / min(n, k): rho counts mean non-zero eigenvalues. With
-k <= n the k x k matrix is factored, otherwise the n x n one (Woodbury). R may hold zeros: nothing
-divides by it.
+binary reduction; "ggn", which adds F^T F to make it the multi-class Gauss-Newton matrix). lambda =
+rho tr(K) / min(n, k), n with the rows of F: rho counts mean non-zero eigenvalues. With k <= n the
+k x k matrix is factored, otherwise the n x n one (Woodbury). R may hold zeros: nothing divides by
+it.
 """
 
 from enum import StrEnum
@@ -23,6 +24,7 @@ class Curvature(StrEnum):
 
     AFTER_KERNEL = "after-kernel"
     LOGISTIC = "logistic"
+    GGN = "ggn"
 
 
 def weights_of(features: Features, curvature: str) -> Tensor:
@@ -33,9 +35,25 @@ def weights_of(features: Features, curvature: str) -> Tensor:
     """
     if curvature not in set(Curvature):
         raise ShapeError(f"unknown curvature {curvature!r}; say {' or '.join(Curvature)}")
-    if curvature == Curvature.LOGISTIC:
-        return features.curvature
-    return torch.ones_like(features.curvature)
+    if curvature == Curvature.AFTER_KERNEL:
+        return torch.ones_like(features.curvature)
+    return features.curvature
+
+
+def rest_of(features: Features, curvature: str) -> tuple[Tensor | None, Tensor | None]:
+    """F and F^T F of a curvature, one of them at most.
+
+    Raises:
+        ShapeError: The features were made without what "ggn" needs.
+    """
+    if curvature != Curvature.GGN:
+        return None, None
+    if features.rest is None and features.rest_gram is None:
+        raise ShapeError(
+            "these features do not carry the Gauss-Newton matrix; featurize the training rows "
+            "with ggn=True, or use curvature='logistic'"
+        )
+    return features.rest, features.rest_gram
 
 
 class Gram:
@@ -43,24 +61,29 @@ class Gram:
 
     Args:
         features: Of the training rows.
-        curvature: "after-kernel" or "logistic".
+        curvature: "after-kernel", "logistic" or "ggn".
         dtype: Type of the matrix products; factorisations are always in float64.
 
     Attributes:
         phi: Phi [n, k].
         weights: R [n].
-        unit: tr(K) / min(n, k), what rho multiplies.
+        unit: tr(K) / min(rows, k), what rho multiplies.
     """
 
     def __init__(self, features: Features, *, curvature: str, dtype: torch.dtype) -> None:
         self.phi = features.sketch.to(dtype)
         self.weights = weights_of(features, curvature).to(dtype)
         self._psi = self.phi * self.weights.sqrt().unsqueeze(1)
-        n, k = self.phi.shape
-        self.primal = k <= n
+        rest, gram = rest_of(features, curvature)
+        if rest is not None:
+            self._psi = torch.cat([self._psi, rest.to(dtype)])
+        n, k = self._psi.shape
+        self.primal = k <= n or gram is not None
         product = self._psi.T @ self._psi if self.primal else self._psi @ self._psi.T
         self._matrix = product.double()
-        self.unit = float(self._matrix.trace()) / min(n, k)
+        if gram is not None:
+            self._matrix += gram.double()
+        self.unit = float(self._matrix.trace()) / (k if self.primal else n)
         if self.unit <= 0.0:
             raise ShapeError(
                 "all gradients, or all curvatures p(1-p), are zero: the model is saturated; use "
@@ -106,7 +129,7 @@ class Inverse:
             return 1.0 - gram.weights * self.quadratic(gram.phi)
         # 1 - D (D + lambda)^-1 = lambda (D + lambda)^-1: a tenth of the work, and no cancellation.
         inverse = torch.cholesky_inverse(self._factor)
-        return (self._ridge * inverse.diagonal()).to(gram.phi.dtype)
+        return (self._ridge * inverse.diagonal()[: len(gram.phi)]).to(gram.phi.dtype)
 
     def quadratic(self, rows: Tensor, block: int = 1024) -> Tensor:
         """x^T (K + lambda I)^-1 x for each row x of [n, k], as [n]."""
@@ -116,6 +139,8 @@ class Inverse:
 
 def leverage_factor(gram: Gram, inverse: Inverse) -> Tensor:
     """1 / (1 - R_i phi_i^T K^-1 phi_i), [n] (Pregibon 1981): a Newton step for removing row i.
+
+    With "ggn" it is the margin's part of that step: what else row i adds to K stays in it.
 
     Raises:
         ShapeError: A leverage reaches 1: the damping is too small for the number of rows.

@@ -27,6 +27,7 @@ from attribution.estimators.features import (
     featurize,
     own_output,
 )
+from attribution.estimators.gaussnewton import GGN_CLASSES
 from attribution.estimators.kernel import Curvature, Gram, leverage_factor, working_dtype
 from attribution.estimators.request import Clock, Record, Request, Sink, open_sink
 from attribution.gradients import layout_of
@@ -64,7 +65,7 @@ def estimate(
     damping: float | str = "auto",
     leverage: bool = False,
     average: str = Average.SCORES,
-    ggn_classes: int | None = None,
+    ggn_classes: int = GGN_CLASSES,
 ) -> tuple[NDArray[np.float32], Record]:
     """TRAK from checkpoints and rows.
 
@@ -76,8 +77,8 @@ def estimate(
             bank, 1 without one.
         leverage: Newton step for removing each row, instead of its first-order influence.
         average: "scores" (mean of products) or "features" (product of means, as published).
-        ggn_classes: Classes of each training row that "ggn" takes, one backward pass each; all
-            but the row's own by default.
+        ggn_classes: Classes of each training row that "ggn" takes besides the row's own, one
+            backward pass each.
     """
     sketcher = projection if isinstance(projection, Projection) else Projection(**projection or {})
     size = batch_rows(request.batch_size, layout_of(request.model).size)
