@@ -56,11 +56,36 @@ class Row:
     failure: str = ""
 
 
-# (module's method, words for the table, options)
-PEER_METHODS: dict[str, tuple[tuple[str, str, tuple[str, ...]], ...]] = {
+@dataclass(frozen=True, kw_only=True)
+class PeerMethod:
+    """A method of a peer's run module; ``most`` limits it to that many checkpoints."""
+
+    method: str
+    label: str
+    options: tuple[str, ...] = ()
+    most: int | None = None
+
+
+# Conjugate gradients and Arnoldi cost minutes at ten checkpoints; dattri's EK-FAC refuses several.
+PEER_METHODS: dict[str, tuple[PeerMethod, ...]] = {
     "trak": (
-        ("trak", "TRAK, k = 2048", ("width=2048",)),
-        ("trak", "TRAK, k = 512", ("width=512",)),
+        PeerMethod(method="trak", label="TRAK, k = 2048", options=("width=2048",)),
+        PeerMethod(method="trak", label="TRAK, k = 512", options=("width=512",)),
+    ),
+    "dattri": (
+        PeerMethod(method="trak", label="TRAK, k = 2048", options=("width=2048",)),
+        PeerMethod(method="trak", label="TRAK, k = 512", options=("width=512",)),
+        PeerMethod(method="ekfac", label="EK-FAC", most=1),
+        PeerMethod(method="cg", label="CG, 10 steps", most=1),
+    ),
+    "kronfluence": (PeerMethod(method="factors", label="EK-FAC"),),
+    "captum": (
+        PeerMethod(method="tracin", label="TracInCP"),
+        PeerMethod(method="arnoldi", label="Arnoldi influence", most=1),
+    ),
+    "pydvl": (
+        PeerMethod(method="ekfac", label="EK-FAC"),
+        PeerMethod(method="cg", label="CG, 10 steps", most=1),
     ),
 }
 
@@ -73,11 +98,16 @@ def plan(counts: Sequence[int], only: Sequence[str] = ()) -> Iterator[Run]:
     for name in names():
         if only and name not in only:
             continue
-        for method, label, options in PEER_METHODS.get(name, ()):
+        for known in PEER_METHODS.get(name, ()):
             for count in counts:
-                yield Run(
-                    package=name, method=method, label=label, checkpoints=count, options=options
-                )
+                if known.most is None or count <= known.most:
+                    yield Run(
+                        package=name,
+                        method=known.method,
+                        label=known.label,
+                        checkpoints=count,
+                        options=known.options,
+                    )
 
 
 def _ours(count: int) -> Iterator[Run]:
