@@ -7,6 +7,7 @@ reference defines the bits.
 """
 
 from attribution.projection.choice import fingerprint_of
-from attribution.projection.sketch import Projection, ProjectionKind, fingerprint, sketch
+from attribution.projection.kinds import Projection, ProjectionKind, fingerprint
+from attribution.projection.sketch import sketch
 
 __all__ = ["Projection", "ProjectionKind", "fingerprint", "fingerprint_of", "sketch"]

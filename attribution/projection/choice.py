@@ -11,7 +11,7 @@ from typing import Any
 
 from attribution.gradients import GradientBlocks
 from attribution.projection.factored import allocation_of
-from attribution.projection.sketch import Projection, ProjectionKind, fingerprint
+from attribution.projection.kinds import Projection, ProjectionKind, fingerprint
 from schemas.errors import ShapeError
 
 # Writing, reading and adding one gradient entry takes as long as this many operations of a matrix

@@ -24,7 +24,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from attribution.gradients import GradientBlocks, OuterLayer
+from attribution.projection.kinds import Projection
 from attribution.projection.reference import bit_signs, matrix, words
+from attribution.projection.streamed import sketch_blocks
+from attribution.streams import checked_seed
 from schemas.errors import ShapeError
 
 ROW_SIDE, COLUMN_SIDE = 4, 5  # kind codes beside those of `reference`
@@ -132,6 +135,9 @@ def factored_sketch(
         checkpoint: Its index.
         p: Parameters in all.
     """
+    seed = checked_seed(seed)
+    if not 0 <= checkpoint < 2**32:
+        raise ShapeError(f"checkpoint index {checkpoint} is out of range; give one in [0, 2**32)")
     allocation = allocation_of(blocks, p, dim)
     pieces: list[Tensor | None] = []
     for part in allocation.parts:
@@ -248,8 +254,6 @@ def factored_matrix(
 def _add_rest(
     rest: list[tuple[int, Tensor]], allocation: Allocation, out: Tensor, seed: int, checkpoint: int
 ) -> None:
-    from attribution.projection.sketch import Projection, sketch
-
     if not rest:
         return
     first, width = allocation.rest_first, allocation.rest_width
@@ -259,6 +263,6 @@ def _add_rest(
             first += block.shape[1]
         return
     end = max(offset + block.shape[1] for offset, block in rest)
-    out[:, first:] = sketch(
+    out[:, first:] = sketch_blocks(
         rest, Projection(dim=width), seed=seed, checkpoint=checkpoint, p=end, dtype=out.dtype
     )

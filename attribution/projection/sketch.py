@@ -1,99 +1,14 @@
-"""Choosing a projection, and sketching a stream of gradient blocks with it."""
+"""Sketching one batch of gradients with any projection."""
 
-import math
 from collections.abc import Iterable
-from dataclasses import dataclass
-from enum import StrEnum
 
 import torch
 from torch import Tensor
 
-from attribution.projection.reference import WIDEST
-from attribution.streams import checked_seed
-from schemas.errors import ShapeError
-
-# Exact features cost n * p numbers; above this a sketch is as good (methods: k = 2048 of 17k).
-EXACT_LIMIT = 200_000
-
-
-class ProjectionKind(StrEnum):
-    """How gradients become features."""
-
-    SPARSE = "sparse"
-    RADEMACHER = "rademacher"
-    GAUSSIAN = "gaussian"
-    HADAMARD = "hadamard"
-    FACTORED = "factored"
-    AUTO = "auto"
-    NONE = "none"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Projection:
-    """What the sketch looks like.
-
-    Every random kind keeps inner products on average, with an error of about |a| |b| / sqrt(dim).
-
-    Args:
-        kind: "sparse" costs `nonzeros` additions a gradient entry, "hadamard" about 12 + dim /
-            4096, "rademacher" and "gaussian" (dense) a product for each of the dim columns;
-            "factored" projects both sides of a weight and forms no gradient; "auto" is sparse or
-            factored, by cost; "none" is the gradients themselves (small models and tests).
-        dim: Width k of the sketch; not used by "none".
-        nonzeros: Entries for each parameter of "sparse"; 1 is the fastest and as good for scores.
-
-    Raises:
-        ShapeError: A size is out of range, there are more entries than columns, or `nonzeros` is
-            given to another kind.
-    """
-
-    kind: str = ProjectionKind.SPARSE
-    dim: int = 2048
-    nonzeros: int = 1
-
-    def __post_init__(self) -> None:
-        if self.kind not in set(ProjectionKind):
-            raise ShapeError(
-                f"unknown projection kind {self.kind!r}; say {' or '.join(ProjectionKind)}"
-            )
-        widest = WIDEST.get(self.kind, 2**31 - 1)
-        if not 1 <= self.dim <= widest:
-            raise ShapeError(
-                f"projection dim is {self.dim}; give a width of 1 to {widest} to {self.kind!r}"
-            )
-        if self.kind != ProjectionKind.SPARSE and self.nonzeros != 1:
-            raise ShapeError(
-                f"projection nonzeros is {self.nonzeros}, and kind {self.kind!r} has none to "
-                "choose; leave it out, or use kind='sparse'"
-            )
-        if not 1 <= self.nonzeros <= min(self.dim, 1024):
-            raise ShapeError(
-                f"projection nonzeros is {self.nonzeros}; give 1 to {min(self.dim, 1024)} "
-                f"(dim is {self.dim})"
-            )
-
-    def width(self, n_parameters: int) -> int:
-        """Columns of the features of a model with that many parameters.
-
-        Raises:
-            ShapeError: Exact gradients of a model that is too large.
-        """
-        if self.kind != ProjectionKind.NONE:
-            return self.dim
-        if n_parameters > EXACT_LIMIT:
-            raise ShapeError(
-                f"projection 'none' keeps all {n_parameters} gradient entries of each row, more "
-                f"than {EXACT_LIMIT}; use kind='sparse'"
-            )
-        return n_parameters
-
-    @property
-    def scale(self) -> float:
-        """Size of an entry that the sums leave out; with it E[P P^T] = I."""
-        if self.kind == ProjectionKind.NONE:
-            return 1.0
-        count = self.nonzeros if self.kind == ProjectionKind.SPARSE else self.dim
-        return 1.0 / math.sqrt(count)
+from attribution.projection import choice
+from attribution.projection.factored import factored_sketch
+from attribution.projection.kinds import Projection, ProjectionKind
+from attribution.projection.streamed import sketch_blocks
 
 
 def sketch(
@@ -108,7 +23,8 @@ def sketch(
     """Sketch one batch of per-example gradients.
 
     Args:
-        blocks: (offset in the flat gradient, [B, entries]) in any order and of any sizes.
+        blocks: (offset in the flat gradient, [B, entries]) in any order and of any sizes; for
+            "factored" and "auto" a model's `GradientBlocks`.
         projection: What the sketch looks like.
         seed: Seed of the projection, 0 <= seed < 2**63.
         checkpoint: Index of the checkpoint: each has a matrix of its own.
@@ -119,72 +35,12 @@ def sketch(
         [B, k] on the blocks' device.
 
     Raises:
-        ShapeError: A block reaches over the end, batches differ, or no block came.
+        ShapeError: A block reaches over the end, batches differ, no block came, or a
+            factored sketch is asked of plain blocks.
     """
-    seed, width = checked_seed(seed), projection.width(p)
-    if not 0 <= checkpoint < 2**32:
-        raise ShapeError(f"checkpoint index {checkpoint} is out of range; give one in [0, 2**32)")
-    if projection.kind in (ProjectionKind.FACTORED, ProjectionKind.AUTO):
-        from attribution.projection import choice
-        from attribution.projection.factored import factored_sketch
-
-        projection = choice.settled(blocks, projection, p=p)
-        if projection.kind == ProjectionKind.FACTORED:
-            batch = choice.two_sided(blocks, projection)
-            return factored_sketch(batch, width, seed=seed, checkpoint=checkpoint, p=p)
-    out: Tensor | None = None
-    for offset, block in blocks:
-        if out is None:
-            kind = dtype or (torch.float64 if block.dtype == torch.float64 else torch.float32)
-            out = torch.zeros(block.shape[0], width, dtype=kind, device=block.device)
-        if block.ndim != 2 or block.shape[0] != out.shape[0]:
-            raise ShapeError(
-                f"a gradient block has shape {tuple(block.shape)}; expected {out.shape[0]} rows"
-            )
-        if not 0 <= offset <= offset + block.shape[1] <= p:
-            raise ShapeError(
-                f"a gradient block covers {offset}..{offset + block.shape[1]} of {p} parameters"
-            )
-        values = block.detach().to(out.dtype)
-        if projection.kind == ProjectionKind.NONE:
-            out[:, offset : offset + block.shape[1]] = values
-        else:
-            _add(values, out, projection, offset, seed, checkpoint)
-    if out is None:
-        raise ShapeError("there is no gradient block to sketch; the model has no parameters")
-    if projection.scale != 1.0:
-        out *= projection.scale
-    return out
-
-
-def fingerprint(projection: Projection, *, seed: int, checkpoint: int, p: int) -> str:
-    """Names the matrix; features with different fingerprints must not meet."""
-    if projection.kind == ProjectionKind.NONE:
-        return f"none/1:checkpoint={checkpoint},p={p}"
-    nonzeros = (
-        f"nonzeros={projection.nonzeros}," if projection.kind == ProjectionKind.SPARSE else ""
-    )
-    return (
-        f"{projection.kind}/1:dim={projection.dim},{nonzeros}"
-        f"seed={checked_seed(seed)},checkpoint={checkpoint},p={p}"
-    )
-
-
-def _add(
-    values: Tensor, out: Tensor, projection: Projection, offset: int, seed: int, checkpoint: int
-) -> None:
-    if not values.numel():
-        return
-    if out.device.type == "cpu":
-        from attribution.projection.cpu import add_sketch
-    else:
-        from attribution.projection.device import add_sketch
-    add_sketch(
-        values,
-        out,
-        kind=str(projection.kind),
-        nonzeros=projection.nonzeros,
-        offset=offset,
-        seed=seed,
-        checkpoint=checkpoint,
-    )
+    projection = choice.settled(blocks, projection, p=p)
+    options = {"seed": seed, "checkpoint": checkpoint, "p": p}
+    if projection.kind == ProjectionKind.FACTORED:
+        batch = choice.two_sided(blocks, projection)
+        return factored_sketch(batch, projection.dim, **options)
+    return sketch_blocks(blocks, projection, **options, dtype=dtype)
