@@ -22,7 +22,7 @@ SKLEARN_TASKS: dict[str, Task] = {
     "wine": "classification",
 }
 TABLE_SCHEMES = ("csv", "parquet", "jsonl")
-FILE_SCHEMES = (*TABLE_SCHEMES, "npz")
+FILE_SCHEMES = (*TABLE_SCHEMES, "npz", "idx")
 SOURCE_SCHEMES = ("sklearn", *FILE_SCHEMES, "python")
 MODEL_OPTIONS: dict[str, tuple[str, ...]] = {
     "linear": (),
@@ -64,7 +64,7 @@ class DataSpec(Frozen):
     """``[data]``: where the rows come from."""
 
     source: Annotated[str, Field(examples=["sklearn:digits", "csv:rows.csv"])]
-    """sklearn:NAME, csv:PATH, parquet:PATH, jsonl:PATH, npz:PATH or python:FILE.py:FUNCTION."""
+    """sklearn:NAME, csv:, parquet:, jsonl: or npz:PATH, idx:FOLDER, python:FILE.py:FUNCTION."""
     target: str | None = None
     """Column to predict; needed for csv, parquet and jsonl."""
     id: str | None = None
@@ -119,7 +119,9 @@ class DataSpec(Frozen):
     def _column_problems(self) -> Iterator[tuple[tuple[str, ...], str]]:
         if self.scheme in TABLE_SCHEMES and not self.target:
             yield ("target",), f"missing; name the column of {self.source} to predict"
-        if self.scheme == "sklearn":
+        if self.scheme == "idx" and self.target:
+            yield ("target",), f"{self.source} has labels of its own; leave it out"
+        if self.scheme in ("sklearn", "idx"):
             for key in ("id", "split", "metadata"):
                 if getattr(self, key):
                     yield (key,), f"{self.source} has no columns to choose from; leave it out"
@@ -138,8 +140,10 @@ class DataSpec(Frozen):
             yield ("corrupt", "labels"), "a regression has no labels to flip; leave it out"
 
 
-_AFTER = {"sklearn": "digits", "python": "recipe.py:dataset"} | {
-    scheme: f"rows.{scheme}" for scheme in FILE_SCHEMES
+_AFTER = {scheme: f"rows.{scheme}" for scheme in FILE_SCHEMES} | {
+    "sklearn": "digits",
+    "idx": "fashion_mnist",
+    "python": "recipe.py:dataset",
 }
 
 

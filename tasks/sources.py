@@ -1,8 +1,9 @@
 """The sources a spec can name, read into one form: `Rows`.
 
-Known: ``sklearn:digits|breast_cancer|diabetes|wine``, ``csv:``, ``parquet:``, ``jsonl:`` and
-``python:recipe.py:function``. Everything read here has been refused or is sound: float32 finite
-inputs, one target per row, unique ids. Splitting and corrupting happen elsewhere.
+Known: ``sklearn:digits|breast_cancer|diabetes|wine``, ``csv:``, ``parquet:``, ``jsonl:``,
+``npz:``, ``idx:`` and ``python:recipe.py:function``. Everything read here has been refused or is
+sound: float32 finite inputs, one target per row, unique ids. Splitting and corrupting happen
+elsewhere.
 """
 
 import hashlib
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from schemas.errors import DataError, RecipeError
 from schemas.recipe import python_reference
+from tasks.arrays import idx_digest, read_idx, read_npz
 from tasks.recipes import call, load_function, recipe_digest
 from tasks.rows import Columns, Rows, check_rows, to_float32
 from tasks.tables import read_table
@@ -25,8 +27,9 @@ PARTS = ("inputs", "targets", "ids", "metadata", "split")
 def source_digest(source: str, path: Path | None) -> str:
     """What identifies the source's content, sha256 in hex.
 
-    Of a file's bytes; for ``python:``, of the recipe's bytes and the function's name (files that
-    the recipe reads are not seen); for ``sklearn:``, of the name and the library's version.
+    Of a file's bytes (of four files for ``idx:``); for ``python:``, of the recipe's bytes and the
+    function's name (files that the recipe reads are not seen); for ``sklearn:``, of the name and
+    the library's version.
 
     Args:
         source: The spec's ``data.source``.
@@ -43,6 +46,8 @@ def source_digest(source: str, path: Path | None) -> str:
     reference = python_reference(source)
     if reference is not None:
         return _sha256(f"python:{reference.function}@{recipe_digest(path)}")
+    if source.startswith("idx:"):
+        return idx_digest(path)
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -71,6 +76,10 @@ def read_rows(source: str, path: Path | None, columns: Columns) -> Rows:
         rows = _read_sklearn(name)
     elif reference is not None:
         rows = _read_recipe(path, reference.function, columns)
+    elif kind == "npz":
+        rows = read_npz(path, columns)
+    elif kind == "idx":
+        rows = read_idx(path)
     else:
         rows = read_table(kind, path, columns)
     check_rows(rows)
