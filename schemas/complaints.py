@@ -6,7 +6,7 @@ each kind of error. A union reports one error for each of its members; here they
 
 import types
 from collections.abc import Iterator
-from typing import Any, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
@@ -36,6 +36,10 @@ ADVICE = {
 """What to write, for each pydantic error type that a spec can meet."""
 
 
+TAG_ERRORS = ("union_tag_invalid", "union_tag_not_found")
+"""Pydantic's types for the key that chooses one of several tables: `method`, `kind`."""
+
+
 def complaints(error: ValidationError, model: type[BaseModel], data: Any) -> tuple[str, ...]:
     """Every problem of `error`, as pydantic orders them: by key, unknown keys last.
 
@@ -49,7 +53,10 @@ def complaints(error: ValidationError, model: type[BaseModel], data: Any) -> tup
     """
     by_place: dict[Place, list[Any]] = {}
     for details in error.errors(include_url=False):
-        by_place.setdefault(_place(details["loc"], data, model), []).append(details)
+        place = _place(details["loc"], data, model)
+        if details["type"] in TAG_ERRORS:  # said of the table, meant of its key
+            place = (*place, details["ctx"]["discriminator"].strip("'"))
+        by_place.setdefault(place, []).append(details)
     for place in [place for place, found in by_place.items() if found[0]["type"] == "too_short"]:
         # Pydantic counts the valid entries only: a list of one bad entry is not short as well.
         if any(other[: len(place)] == place for other in by_place if other != place):
@@ -88,12 +95,18 @@ def _sentence(place: Place, found: list[Any], model: type[BaseModel]) -> str:
     first = found[0]
     match first["type"]:
         case "extra_forbidden":
-            known = set().union(*(m.model_fields for m in _models(place[:-1], model)))
+            owners = _chosen(_models(place[:-1], model), first["loc"])
+            known = set().union(*(owner.model_fields for owner in owners))
             return f"unknown key{nearest(str(place[-1]), known)}"
         case "missing" if isinstance(first["loc"][-1], int):
             return f"found {shown(first['input'])}; write {first['loc'][-1] + 1} values"
         case "missing":
             return _how_to_add(str(place[-1]), _field(place, model))
+        case "union_tag_not_found":
+            return _how_to_add(str(place[-1]), _field(place, model))
+        case "union_tag_invalid":
+            known = {tag.strip(" '") for tag in first["ctx"]["expected_tags"].split(",")}
+            return f"found {shown(first['ctx']['tag'])}{nearest(first['ctx']['tag'], known)}"
         case kind if kind == REFUSAL:
             return str(first["msg"])
     advice = " or ".join(dict.fromkeys(_advice(details) for details in found))
@@ -145,9 +158,22 @@ def _models(place: Place, model: type[BaseModel]) -> list[type[BaseModel]]:
     return here
 
 
+def _chosen(owners: list[type[BaseModel]], loc: Place) -> list[type[BaseModel]]:
+    """Of the members of a union, the one that its tag in `loc` chose."""
+    tagged = [
+        owner
+        for owner in owners
+        for field in owner.model_fields.values()
+        if get_origin(field.annotation) is Literal and get_args(field.annotation)[0] in loc
+    ]
+    return tagged or owners
+
+
 def _members(annotation: Any) -> Iterator[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
+    elif get_origin(annotation) is Annotated:
+        yield from _members(get_args(annotation)[0])
     elif get_origin(annotation) in (tuple, list, dict, Union, types.UnionType):
         for argument in get_args(annotation):
             yield from _members(argument)

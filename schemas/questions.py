@@ -1,8 +1,6 @@
-"""What is asked: the tables ``[[attribution]]``, ``[[problem]]`` and ``[verdict]``.
+"""What is asked of the scores: the tables ``[[problem]]`` and ``[verdict]``.
 
-An attribution says how scores are computed, a problem what is decided from them, and the verdict
-how the decision is checked by retraining. `method` and `kind` choose the class, so that options
-of one method cannot be written for another.
+A problem says what is decided, the verdict how the decision is checked by retraining.
 """
 
 from typing import Annotated, Literal, Self
@@ -10,81 +8,6 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from schemas.frozen import Frozen, Name, distinct, refusal, refuse
-from schemas.recipe import Task
-
-Output = Literal["margin", "loss", "logprob", "logit", "prediction", "squared_error"]
-
-OUTPUTS_OF_TASK: dict[Task, tuple[Output, ...]] = {
-    "classification": ("margin", "loss", "logprob", "logit"),
-    "regression": ("prediction", "loss", "squared_error"),
-}
-
-
-# As in attribution.projection.reference, which schemas may not import; a test compares them.
-WIDEST_SKETCH = {
-    "sparse": 2**31 - 1,
-    "rademacher": 2**23,
-    "gaussian": 2**18,
-    "hadamard": 2**22,
-}
-
-
-# --- [[attribution]] ------------------------------------------------------------------------------
-
-
-class ProjectionSpec(Frozen):
-    """``attribution.projection``: how gradients are compressed."""
-
-    kind: Literal["sparse", "rademacher", "gaussian", "hadamard"] = "sparse"
-    """Add each entry to a few random places; or mix all, by dense matrices or fast transforms."""
-    dim: Annotated[int, Field(gt=0)] = 2048
-    """Numbers kept of each gradient."""
-    nonzeros: Annotated[int, Field(gt=0)] = 1
-    """Places that each gradient entry is added to; for kind 'sparse' alone."""
-
-    @model_validator(mode="after")
-    def _places_fit(self) -> Self:
-        if self.kind != "sparse" and self.nonzeros != 1:
-            refuse([(("nonzeros",), f"kind {self.kind!r} has none to choose; leave it out")])
-        widest = WIDEST_SKETCH[self.kind]
-        if self.dim > widest:
-            refuse([(("dim",), f"{self.dim} for kind {self.kind!r}; write at most {widest}")])
-        if self.nonzeros > self.dim:
-            refuse([(("nonzeros",), f"{self.nonzeros} places of {self.dim}; write at most dim")])
-        return self
-
-
-class TrakSpec(Frozen):
-    """``[[attribution]]`` with ``method = "trak"`` (Park et al. 2023)."""
-
-    method: Annotated[Literal["trak"], Field(examples=["trak"])]
-    """The estimator."""
-    name: Name = "trak"
-    """What the scores are called in tables and reports."""
-    output: Literal["auto"] | Output = "auto"
-    """Whose change is predicted; 'auto' is the margin of a class, the prediction of a number."""
-    projection: ProjectionSpec = ProjectionSpec()
-    """How gradients are compressed."""
-    curvature: Literal["after-kernel", "logistic"] = "logistic"
-    """As published, or weighted by the second derivative of the loss: then in output units."""
-    damping: Literal["auto"] | Annotated[float, Field(gt=0)] = "auto"
-    """Ridge relative to the mean eigenvalue; 'auto' chooses it on the bank's calibration part."""
-    leverage: bool = False
-    """Divide by one minus the leverage: the Newton step for leaving a row out."""
-    average: Literal["scores", "features"] = "scores"
-    """Mean over checkpoints of whole scores, or of kernel and residual apart (as published)."""
-    checkpoints: Literal["full", "bank", "early"] = "full"
-    """Models trained on all rows, on subsets (the bank's), or on all rows for a few epochs."""
-
-    def output_for(self, task: Task) -> Output:
-        """The output that is attributed, with 'auto' decided by the task."""
-        return OUTPUTS_OF_TASK[task][0] if self.output == "auto" else self.output
-
-
-# A second method makes this `Annotated[TrakSpec | OtherSpec, Field(discriminator="method")]`;
-# pydantic refuses a discriminator on a single class.
-AttributionSpec = TrakSpec
-
 
 # --- [[problem]] ----------------------------------------------------------------------------------
 

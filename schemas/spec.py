@@ -26,17 +26,20 @@ from pydantic import (
 from schemas.complaints import complaints
 from schemas.errors import SpecError
 from schemas.frozen import IDENTIFIER, Frozen, Name, nearest, refusal, refuse
-from schemas.questions import (
+from schemas.methods import (
     OUTPUTS_OF_TASK,
     AttributionSpec,
+    EkfacSpec,
+    GradCosSpec,
+    GradDotSpec,
+    InfluenceSpec,
+    KfacSpec,
     Output,
-    ProblemSpec,
-    ProjectionSpec,
-    Quota,
-    SelectSpec,
+    TracInSpec,
     TrakSpec,
-    VerdictSpec,
 )
+from schemas.projections import ProjectionSpec
+from schemas.questions import ProblemSpec, Quota, SelectSpec, VerdictSpec
 from schemas.recipe import (
     FILE_SCHEMES,
     BankSpec,
@@ -146,13 +149,14 @@ def _attribution_problems(attributions: tuple[AttributionSpec, ...], above: Any)
     yield from _repeated_names(attributions)
     task = above["data"].known_task if "data" in above else None
     weights = above["model"].checkpoints if "model" in above else ()
+    epochs = above["train"].epochs if "train" in above else 10**9
     for place, attribution in enumerate(attributions):
         if task and attribution.output not in ("auto", *OUTPUTS_OF_TASK[task]):
             hint = nearest(attribution.output, OUTPUTS_OF_TASK[task])
             yield (place, "output"), f"a {task} has no '{attribution.output}'{hint}"
-        if weights and attribution.checkpoints == "early":
-            advice = "write 'full', or leave out model.checkpoints"
-            yield (place, "checkpoints"), f"weights of one's own have no early epochs; {advice}"
+        late = [epoch for epoch in getattr(attribution, "epochs", ()) if epochs < epoch]
+        if late and not weights:
+            yield (place, "epochs"), f"{late[0]} of {epochs} epochs; write at most {epochs}"
 
 
 def _problem_problems(problems: tuple[ProblemSpec, ...], above: Any) -> Problems:
@@ -296,6 +300,11 @@ __all__ = [
     "CorruptSpec",
     "CurationSpec",
     "DataSpec",
+    "EkfacSpec",
+    "GradCosSpec",
+    "GradDotSpec",
+    "InfluenceSpec",
+    "KfacSpec",
     "LoadedSpec",
     "ModelSpec",
     "Output",
@@ -306,6 +315,7 @@ __all__ = [
     "SelectSpec",
     "StoreSpec",
     "Task",
+    "TracInSpec",
     "TrackingSpec",
     "TrainSpec",
     "TrakSpec",

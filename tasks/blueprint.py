@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,14 @@ from pydantic import AwareDatetime, Field
 from schemas.errors import CorruptArtifact, QueryError, RequestError
 from schemas.frozen import Frozen, digest_of
 from schemas.manifest import Manifest
-from schemas.spec import AttributionSpec, LoadedSpec, ProblemSpec, load_spec
+from schemas.spec import (
+    AttributionSpec,
+    LoadedSpec,
+    ProblemSpec,
+    TracInSpec,
+    TrakSpec,
+    load_spec,
+)
 from store.artifacts import Artifacts, artifact_key
 from store.datasets import StoredDataset, load_dataset, select_ids
 from store.workspace import Workspace
@@ -305,11 +312,32 @@ class Blueprint:
         """Whether an attribution reads models that were trained on all rows."""
         return any(a.checkpoints == "full" for a in self.spec.attribution)
 
+    @functools.cached_property
+    def snapshots(self) -> dict[int, str]:
+        """Key of each snapshot of the first training run that an attribution asks for, by epoch."""
+        if self.loaded.checkpoint_paths:
+            return {}
+        epochs = self.spec.train.epochs
+        wanted = [a.snapshots(epochs) for a in self.spec.attribution if isinstance(a, TracInSpec)]
+        parts = (self.model_digest, self.recipe_digest, self.spec.data, self.checkpoint_seeds[0])
+        version = VERSIONS["checkpoints"]
+        return {
+            epoch: artifact_key("checkpoints", version, *parts, f"epoch {epoch}")
+            for epoch in sorted({epoch for group in wanted for epoch in group})
+        }
+
+    def _own_checkpoint_keys(self, attribution: AttributionSpec) -> list[str]:
+        if isinstance(attribution, TracInSpec) and not self.loaded.checkpoint_paths:
+            epochs = attribution.snapshots(self.spec.train.epochs)
+            return [self.snapshots[epoch] for epoch in epochs]
+        return list(self.checkpoint_keys)
+
     def weights(self, attribution: AttributionSpec) -> tuple[Weights, ...] | None:
         """The checkpoints of an attribution, or None while one is missing."""
         if attribution.checkpoints == "bank":
             return self._bank_weights()
-        found = [self.artifacts.find("checkpoints", key) for key in self.checkpoint_keys]
+        keys = self._own_checkpoint_keys(attribution)
+        found = [self.artifacts.find("checkpoints", key) for key in keys]
         sealed = [manifest for manifest in found if manifest]
         if len(sealed) < len(found):
             return None
@@ -320,7 +348,7 @@ class Blueprint:
         """How many checkpoints an attribution averages over."""
         if attribution.checkpoints == "bank":
             return len(self.bank_checkpoint_rows)
-        return len(self.checkpoint_keys)
+        return len(self._own_checkpoint_keys(attribution))
 
     # --- the retrain bank -------------------------------------------------------------------------
 
@@ -418,10 +446,15 @@ class Blueprint:
         return attribution.output_for(self.dataset.facts.task)
 
     def features(self, attribution: AttributionSpec) -> tuple[FeatureShard, ...] | None:
-        """The feature shards of an attribution, or None while a checkpoint is missing."""
+        """The feature shards of an attribution, or None while a checkpoint is missing.
+
+        There are none for a method that keeps no sketches.
+        """
         weights = self.weights(attribution)
         if weights is None:
             return None
+        if not is_sketched(attribution):
+            return ()
         queries = self.dataset.positions(self.scored_ids)
         sides = (("train", np.arange(self.n_train)), ("query", queries))
         return tuple(
@@ -440,11 +473,13 @@ class Blueprint:
 
     def n_features(self, attribution: AttributionSpec) -> int:
         """How many feature shards an attribution needs."""
+        if not is_sketched(attribution):
+            return 0
         blocks = len(_blocks(self.n_train)) + len(_blocks(len(self.scored_ids)))
         return self.n_checkpoints(attribution) * blocks
 
     def _feature_key(
-        self, attribution: AttributionSpec, place: int, digest: str, side: str, rows: IntArray
+        self, attribution: TrakSpec, place: int, digest: str, side: str, rows: IntArray
     ) -> str:
         output = self.output(attribution) if side == "query" else "training"
         return artifact_key(
@@ -461,13 +496,19 @@ class Blueprint:
 
     def scores_key(self, attribution: AttributionSpec) -> str | None:
         """Key of an attribution's scores, or None while its features cannot be named."""
-        features = self.features(attribution)
-        if features is None:
+        features, weights = self.features(attribution), self.weights(attribution)
+        if features is None or weights is None:
             return None
         section = attribution.model_dump(mode="json", exclude={"name"})
         tuning = [self.retrain_ids[row] for row in self.bank.rows("calibrate")]
         aimed = self.set_ids(self.lds_set).tolist()
-        parts = (section, [shard.key for shard in features], tuning, aimed)
+        made_from: list[Any] = [shard.key for shard in features] or [
+            [each.digest for each in weights],
+            self.model_digest,
+            self.train_digest,
+            [self.row_digests[row] for row in self.dataset.positions(self.scored_ids)],
+        ]
+        parts = (section, made_from, tuning, aimed, self.spec.seed)
         return artifact_key("scores", VERSIONS["scores"], *parts)
 
     def lds_key(self, attribution: AttributionSpec) -> str | None:
@@ -519,7 +560,8 @@ class Blueprint:
             case "data":
                 return [self.data.key]
             case "checkpoints":
-                return list(self.checkpoint_keys) if self.needs_checkpoints else []
+                full = self.checkpoint_keys if self.needs_checkpoints else ()
+                return [*full, *self.snapshots.values()]
             case "bank":
                 return list(self.bank_keys)
             case "features":
@@ -579,6 +621,14 @@ def _remembered(job: Job, changed: int) -> Blueprint:  # noqa: ARG001
     if data is None:
         raise CorruptArtifact(f"the data set {job.data} lost a file; run again to rebuild it")
     return Blueprint(load_spec(job.spec), workspace, data)
+
+
+def is_sketched(attribution: AttributionSpec) -> TypeGuard[TrakSpec]:
+    """Whether a method works from sketches, which are kept and serve new queries.
+
+    The multi-class curvature keeps a sketch of every logit of every row; it is made in one go.
+    """
+    return isinstance(attribution, TrakSpec) and attribution.curvature != "ggn"
 
 
 def file_digest(path: Path) -> str:

@@ -144,10 +144,11 @@ def _add_attribution(plan: Blueprint, attribution: AttributionSpec, rows: Rows) 
         }
     )
     folder = plan.artifacts.folder(scores)
+    itself = folder / SELF_FILE
     effects = zip(
         plan.dataset.train.example_ids.tolist(),
         np.load(folder / EFFECTS_FILE).tolist(),
-        np.load(folder / SELF_FILE).tolist(),
+        np.load(itself).tolist() if itself.exists() else [None] * plan.n_train,
         strict=True,
     )
     rows["example_effects"] += [

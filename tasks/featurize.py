@@ -15,7 +15,16 @@ from prefect.cache_policies import NO_CACHE
 from schemas.errors import CorruptArtifact
 from schemas.manifest import Manifest
 from tasks.bank import STATES_FILE
-from tasks.blueprint import VERSIONS, Blueprint, FeatureShard, IntArray, Job, Weights, blueprint
+from tasks.blueprint import (
+    VERSIONS,
+    Blueprint,
+    FeatureShard,
+    IntArray,
+    Job,
+    Weights,
+    blueprint,
+    is_sketched,
+)
 from tasks.progress import advance
 from tasks.train import WEIGHTS_FILE
 
@@ -57,6 +66,8 @@ def _featurize(plan: Blueprint, shard: FeatureShard) -> Manifest:
     from attribution.projection import Projection
 
     attribution = plan.spec.attribution_named(shard.attribution)
+    if not is_sketched(attribution):
+        raise ValueError(f"{attribution.name} keeps no sketches")
     weights = plan.weights(attribution)
     if weights is None:
         raise CorruptArtifact("a checkpoint disappeared during the run; run again to rebuild it")

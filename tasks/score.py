@@ -5,6 +5,7 @@
 """
 
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,13 +14,14 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from schemas.manifest import Manifest
-from schemas.spec import AttributionSpec
+from schemas.spec import AttributionSpec, TracInSpec, TrakSpec
 from tasks.bank import open_bank
-from tasks.blueprint import VERSIONS, Blueprint, Job, blueprint
-from tasks.featurize import load_features, take
+from tasks.blueprint import VERSIONS, Blueprint, IntArray, Job, blueprint, is_sketched
+from tasks.featurize import load_features, load_weights, take
 from tasks.progress import advance
 
 if TYPE_CHECKING:
+    from attribution.bank import RetrainBank
     from attribution.evaluate import LdsResult
 
 STAGE, EVALUATION = "scores", "lds"
@@ -51,10 +53,38 @@ def evaluate(job: Job, name: str) -> Manifest:
 
 def _score(plan: Blueprint, attribution: AttributionSpec, key: str) -> Manifest:
     from attribution.devices import resolve
+
+    started = time.monotonic()
+    made = _sketched(plan, attribution) if is_sketched(attribution) else _direct(plan, attribution)
+    seconds = time.monotonic() - started
+    with plan.artifacts.seal(STAGE, key, version=VERSIONS[STAGE]) as draft:
+        np.save(draft.path / SCORES_FILE, made.scores)
+        aimed = made.scores[plan.query_places(plan.lds_set)]
+        np.save(draft.path / EFFECTS_FILE, aimed.mean(axis=0))
+        if made.self_influence is not None:
+            np.save(draft.path / SELF_FILE, made.self_influence)
+        draft.facts |= {
+            **made.facts,
+            "device": resolve(plan.spec.compute.device),
+            "seconds": seconds,
+            "checkpoints": plan.n_checkpoints(attribution),
+        }
+    return draft.manifest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Made:
+    """Scores [n_query, n_train], self-influence [n_train] if the method gives it, and facts."""
+
+    scores: NDArray[np.float32]
+    self_influence: NDArray[np.float32] | None
+    facts: dict[str, Any]
+
+
+def _sketched(plan: Blueprint, attribution: TrakSpec) -> _Made:
     from attribution.estimators.damping import tune_damping
     from attribution.estimators.trak import self_influence, trak_scores
 
-    started = time.monotonic()
     train = load_features(plan, attribution.name, "train")
     queries = load_features(plan, attribution.name, "query")
     form: dict[str, Any] = {"curvature": attribution.curvature, "average": attribution.average}
@@ -63,26 +93,76 @@ def _score(plan: Blueprint, attribution: AttributionSpec, key: str) -> Manifest:
     table: tuple[tuple[float, float], ...] = ()
     if damping == "auto":
         aimed = plan.query_places(plan.lds_set)
-        bank = open_bank(plan, "calibrate", plan.set_ids(plan.lds_set), plan.output(attribution))
+        bank = _tuning_bank(plan, attribution)
         tuned = tune_damping(train, [take(part, aimed) for part in queries], bank, **form)
         damping, chosen_from, table = tuned.rho, tuned.chosen_from, tuned.table
     form |= {"leverage": attribution.leverage, "damping": damping}
-    scores = trak_scores(train, queries, **form)
-    inputs = {"fingerprint": train[0].fingerprint}
-    with plan.artifacts.seal(STAGE, key, version=VERSIONS[STAGE], inputs=inputs) as draft:
-        np.save(draft.path / SCORES_FILE, scores)
-        np.save(draft.path / EFFECTS_FILE, scores[plan.query_places(plan.lds_set)].mean(axis=0))
-        np.save(draft.path / SELF_FILE, self_influence(train, **form))
-        draft.facts |= {
-            "damping": damping,
-            "damping_from": chosen_from,
-            "damping_table": [list(entry) for entry in table],
-            "device": resolve(plan.spec.compute.device),
-            "seconds": time.monotonic() - started,
-            "checkpoints": len(train),
-            "fingerprint": train[0].fingerprint,
-        }
-    return draft.manifest
+    facts = {
+        "damping": damping,
+        "damping_from": chosen_from,
+        "damping_table": [list(entry) for entry in table],
+        "fingerprint": train[0].fingerprint,
+    }
+    return _Made(
+        scores=trak_scores(train, queries, **form),
+        self_influence=self_influence(train, **form),
+        facts=facts,
+    )
+
+
+def _direct(plan: Blueprint, attribution: AttributionSpec) -> _Made:
+    """Scores by `attribution.attribute`, for methods whose work is not kept in between."""
+    from attribution import attribute
+
+    rows, options = plan.dataset.train, _options(plan, attribution)
+    common: dict[str, Any] = {
+        "train": (np.array(rows.inputs), rows.targets.copy()),
+        "output": plan.output(attribution),
+        "task": plan.dataset.facts.task,
+        "device": plan.spec.compute.device,
+        "seed": plan.spec.seed,
+    }
+    states = [load_weights(plan, weights) for weights in plan.weights(attribution) or ()]
+    model, found = plan.build_model(), {}
+    if options.get("damping") == "auto":
+        # Tuned on the evaluating set alone: rows that judge a decision must choose nothing.
+        aimed = _queries(plan, plan.set_ids(plan.lds_set))
+        bank = _tuning_bank(plan, attribution)
+        tuned = attribute(
+            attribution.method, model, states, queries=aimed, bank=bank, **common, **options
+        )
+        found = tuned.record
+        options["damping"] = found["damping"]
+    queries = _queries(plan, plan.scored_ids)
+    scores = attribute(attribution.method, model, states, queries=queries, **common, **options)
+    record = scores.record | found
+    prints = record.get("fingerprint") or [None]
+    facts = {
+        "damping": record.get("damping"),
+        "damping_from": record.get("chosen_from", "no damping"),
+        "damping_table": [list(entry) for entry in record.get("damping_table", ())],
+        "fingerprint": prints if isinstance(prints, str) else prints[0],
+    }
+    return _Made(scores=np.asarray(scores), self_influence=None, facts=facts)
+
+
+def _options(plan: Blueprint, attribution: AttributionSpec) -> dict[str, Any]:
+    options = attribution.options()
+    if isinstance(attribution, TracInSpec) and not plan.loaded.checkpoint_paths:
+        from attribution.training.recipe import exposures
+
+        epochs = attribution.snapshots(plan.spec.train.epochs)
+        options["weights"] = exposures(plan.training(), plan.n_train, epochs)
+    return options
+
+
+def _queries(plan: Blueprint, ids: IntArray) -> tuple[NDArray[Any], NDArray[Any]]:
+    rows = plan.dataset.subset(ids)
+    return np.array(rows.inputs), rows.targets
+
+
+def _tuning_bank(plan: Blueprint, attribution: AttributionSpec) -> "RetrainBank":
+    return open_bank(plan, "calibrate", plan.set_ids(plan.lds_set), plan.output(attribution))
 
 
 def _evaluate(plan: Blueprint, attribution: AttributionSpec, key: str) -> Manifest:

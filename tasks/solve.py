@@ -14,11 +14,12 @@ from prefect.cache_policies import NO_CACHE
 from schemas.manifest import Manifest
 from schemas.spec import ProblemSpec
 from tasks.bank import open_bank
-from tasks.blueprint import VERSIONS, Blueprint, IntArray, Job, blueprint
+from tasks.blueprint import VERSIONS, Blueprint, IntArray, Job, blueprint, is_sketched
 from tasks.featurize import averaged as mean_row
 from tasks.featurize import load_features, take
 from tasks.preflight import check_problem, selection_bounds
 from tasks.progress import advance
+from tasks.score import load_scores
 
 if TYPE_CHECKING:
     from attribution.bank import RetrainBank
@@ -86,6 +87,8 @@ def _mean_scores(
     from attribution.estimators.trak import trak_scores
 
     attribution = plan.spec.attribution_named(problem.uses)
+    if not is_sketched(attribution):
+        return _sealed_means(plan, problem)
     train = load_features(plan, attribution.name, "train")
     queries = load_features(plan, attribution.name, "query")
     aimed = [take(part, plan.query_places(problem.targets)) for part in queries]
@@ -103,6 +106,18 @@ def _mean_scores(
         trak_scores(train, [mean_row(part) for part in side], **form)[0] for side in (aimed, judged)
     ]
     return means[0], means[1], float(damping)
+
+
+def _sealed_means(plan: Blueprint, problem: ProblemSpec) -> tuple[FloatArray, FloatArray, float]:
+    """Means of the scores as they are, for methods that would have to start anew."""
+    attribution = plan.spec.attribution_named(problem.uses)
+    scores = load_scores(plan, attribution)
+    facts: Any = plan.sealed("scores", plan.scores_key(attribution) or "").facts
+    means = [
+        scores[plan.query_places(name)].mean(axis=0)
+        for name in (problem.targets, plan.spec.verdict.judge_on)
+    ]
+    return means[0], means[1], float(facts["damping"] or 0.0)
 
 
 def _extrapolation(plan: Blueprint, scores: FloatArray, choice: NDArray[np.bool_]) -> str:

@@ -34,7 +34,9 @@ KEEP_EVERY_SECONDS = 15.0
 def train(job: Job) -> tuple[Manifest, ...]:
     """Train the checkpoints that are missing, all as one, or read the user's own."""
     plan = blueprint(job)
-    if not plan.needs_checkpoints:
+    if plan.snapshots:
+        _train_run(plan)
+    if not plan.needs_checkpoints and not plan.loaded.checkpoint_paths:
         return ()
     missing = [
         place
@@ -49,11 +51,36 @@ def train(job: Job) -> tuple[Manifest, ...]:
     return tuple(manifest for manifest in found if manifest)
 
 
+def _train_run(plan: Blueprint) -> None:
+    """Train the first checkpoint once more where snapshots of its run are missing."""
+    from attribution.training import train_models
+
+    missing = [e for e, key in plan.snapshots.items() if plan.artifacts.find(STAGE, key) is None]
+    if not missing:
+        return
+    rows = plan.dataset.train
+    trained = train_models(
+        plan.build_model,
+        (np.array(rows.inputs), rows.targets),
+        masks=np.ones((1, len(rows)), dtype=bool),
+        seeds=[plan.checkpoint_seeds[0]],
+        training=plan.training(),
+        task=plan.dataset.facts.task,
+        device=plan.spec.compute.device,
+        snapshot_epochs=missing,
+    )
+    for done, epoch in enumerate(missing):
+        state = {name: values[0] for name, values in trained.snapshots[epoch].items()}
+        _seal(plan, plan.snapshots[epoch], state, {"epoch": epoch, "rows": len(rows)})
+        advance(STAGE, done + 1, len(missing))
+
+
 def _adopt(plan: Blueprint, missing: list[int]) -> None:
     model = plan.build_model()
     for done, place in enumerate(missing):
         path = plan.loaded.checkpoint_paths[place]
-        _seal(plan, place, read_checkpoint(path, model), {"source": path.name})
+        state = read_checkpoint(path, model)
+        _seal(plan, plan.checkpoint_keys[place], state, {"source": path.name})
         advance(STAGE, done + 1, len(missing))
 
 
@@ -85,7 +112,7 @@ def _train(plan: Blueprint, missing: list[int]) -> None:
                 "loss": float(trained.losses[stacked]),
                 "path": trained.path,
             }
-            _seal(plan, place, state, facts)
+            _seal(plan, plan.checkpoint_keys[place], state, facts)
 
 
 @contextmanager
@@ -112,11 +139,10 @@ def _kept_state(
 
 
 def _seal(
-    plan: Blueprint, place: int, state: Mapping[str, "Tensor"], facts: Mapping[str, object]
+    plan: Blueprint, key: str, state: Mapping[str, "Tensor"], facts: Mapping[str, object]
 ) -> None:
     from safetensors.torch import save_file
 
-    key = plan.checkpoint_keys[place]
     inputs = {"model": plan.model_digest, "recipe": plan.recipe_digest}
     with plan.artifacts.seal(
         STAGE, key, version=VERSIONS[STAGE], inputs=inputs, facts=facts

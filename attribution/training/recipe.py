@@ -5,8 +5,10 @@ subset takes fewer steps, and its schedule ends with its own last step.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -117,6 +119,31 @@ class Recipe:
                 return STEP_FACTOR ** sum(elapsed >= milestone for milestone in STEP_MILESTONES)
             case _:
                 return 1.0
+
+
+def exposures(recipe: Recipe, n_rows: int, epochs: Sequence[int]) -> list[float]:
+    """How far each snapshot's gradients stand for the steps since the one before.
+
+    The learning rate that one row's gradient is multiplied with, summed over the epochs up to the
+    snapshot and since the last, divided by the batch size (the loss is a mean) and by 1 - momentum
+    (each step is taken 1 / (1 - momentum) times in the end): TracIn's weights in output units
+    (Pruthi et al. 2020). Of adamw, whose steps are no multiple of the gradient, only the rates.
+
+    Args:
+        recipe: The recipe of the run.
+        n_rows: Rows that were trained on.
+        epochs: Epochs after which snapshots were taken, ascending.
+    """
+    per_epoch = recipe.steps_per_epoch(n_rows)
+    share = float(recipe.batch_size * per_epoch)
+    if recipe.optimizer == Optimizer.SGD:
+        share *= 1 - recipe.momentum
+    bounds = [0, *epochs]
+    return [
+        sum(recipe.rate(step, n_rows) for step in range(first * per_epoch, last * per_epoch))
+        / share
+        for first, last in pairwise(bounds)
+    ]
 
 
 def epoch_order(seed: int, epoch: int, n_rows: int) -> npt.NDArray[np.int64]:

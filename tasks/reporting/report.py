@@ -26,7 +26,6 @@ from store.workspace import locate_workspace
 from tasks.reporting.findings import (
     Answer,
     Arm,
-    Fidelity,
     Findings,
     Method,
     Row,
@@ -38,7 +37,7 @@ from tasks.reporting.wording import (
     advantage,
     cell,
     duration,
-    origin,
+    number,
     percent,
     plain_interval,
     printable,
@@ -212,28 +211,35 @@ def _changes(answer: Answer) -> list[RenderableType]:
 
 
 def _trust(methods: Iterable[Method]) -> list[RenderableType]:
-    lines = []
-    for method in methods:
-        lines += [_fidelity(method, found) for found in method.fidelity]
-        if method.damping is not None:
-            why = f", {origin(method.damping_from)}" if method.damping_from else ""
-            lines.append(f"{method.name}: damping {method.damping:.3g}{why}.")
-    return _section("How far to trust the scores", lines) if lines else []
-
-
-def _fidelity(method: Method, found: Fidelity) -> str:
-    where = "" if found.alpha is None else f" at {found.alpha:.0%} of the rows"
-    line = f"{method.name} ({method.output}){where}: LDS {plain_interval(found.lds)}"
-    if found.ceiling is not None and math.isfinite(found.ceiling):
-        line += f"; noise allows {found.ceiling:.3g}"
-        if found.relative is not None and math.isfinite(found.relative):
-            line += f", so {found.relative:.0%} of what can be reached"
-    if found.null_sd is not None and math.isfinite(found.null_sd):
-        line += f"; scores without information vary by ±{found.null_sd:.2g}"
-    return (
-        f"{line}. Measured on {found.n_masks} subsets × {found.n_seeds} seeds, "
-        f"{found.n_queries} queries."
+    pairs = [(method, found) for method in methods for found in method.fidelity]
+    if not pairs:
+        return []
+    table = _table()
+    table.add_column("scores")
+    for heading in ("rows", "LDS", "ceiling", "reached", "damping", "seconds"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for method, found in pairs:
+        whole = found is method.fidelity[0]
+        size = "all" if found.alpha is None else f"{found.alpha:.0%}"
+        cells = (
+            method.name if whole else "",
+            size,
+            plain_interval(found.lds),
+            number(found.ceiling, ".2f"),
+            number(found.relative, ".0%"),
+            number(method.damping, ".2g") if whole else "",
+            number(method.seconds, ".1f") if whole else "",
+        )
+        table.add_row(*texts(*cells))
+    first = max((found for _, found in pairs), key=lambda found: found.n_masks)
+    outputs = " or ".join(dict.fromkeys(method.output for method, _ in pairs))
+    said = (
+        f"LDS: rank correlation of predicted and retrained {outputs} on subsets that tuned nothing "
+        f"({first.n_masks} subsets × {first.n_seeds:g} seeds, {first.n_queries} queries). Scores "
+        f"without information vary by ±{number(first.null_sd, '.2g')} about 0; noise of training "
+        "sets the ceiling."
     )
+    return [*_section("How far to trust the scores", [said]), _indented(table)]
 
 
 def _next_steps(findings: Findings) -> list[RenderableType]:

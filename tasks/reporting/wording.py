@@ -31,6 +31,11 @@ def texts(*cells: str) -> list[Text]:
     return [Text(printable(cell)) for cell in cells]
 
 
+def number(value: float | None, form: str) -> str:
+    """Write a number, or a dash where it is unknown."""
+    return "–" if value is None or not math.isfinite(value) else f"{value:{form}}"
+
+
 def percent(interval: Interval | None) -> str:
     """Write a share as a percentage with its interval."""
     if interval is None:
@@ -77,13 +82,6 @@ def _bounds(interval: Interval, scale: float, form: str) -> str:
 def signed(value: float) -> str:
     """Write a small effect with its sign."""
     return f"{value:+.4f}" if math.isfinite(value) else "–"
-
-
-def origin(damping_from: str) -> str:
-    """Say what the damping was chosen from."""
-    return (
-        f"chosen by {damping_from}" if damping_from not in ("spec", "given") else "as the spec says"
-    )
 
 
 def duration(seconds: float) -> str:

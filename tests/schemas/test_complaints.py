@@ -200,14 +200,18 @@ def test_one_mistake_gives_one_line(lines: str, complaint: str) -> None:
         (
             'build = "linear"',
             'build = "cnn"\nmodel.options.channels = []',
-            "model.options.channels: the list is empty; "
-            "write positive numbers of maps, as in [16, 32]",
+            (
+                "model.options.channels: the list is empty; "
+                "write positive numbers of maps, as in [16, 32]"
+            ),
         ),
         (
             'build = "linear"',
             'build = "cnn"\nmodel.options.activation = "relu"',
-            "model.options.activation: the cnn model has no such option; "
-            "choose 'channels' or 'hidden'",
+            (
+                "model.options.activation: the cnn model has no such option; "
+                "choose 'channels' or 'hidden'"
+            ),
         ),
         (
             'build = "linear"',
@@ -224,7 +228,7 @@ def test_one_mistake_gives_one_line(lines: str, complaint: str) -> None:
             "",
             "attribution: missing; add a table [[attribution]]",
         ),
-        ('"trak"', '"track"', "attribution[0].method: found 'track'; write 'trak'"),
+        ('"trak"', '"track"', "attribution[0].method: found 'track'; did you mean 'trak'?"),
         (
             'method = "trak"',
             "",
@@ -276,12 +280,16 @@ def test_one_mistake_in_what_must_be_there_gives_one_line(
     assert problems(MINIMAL.replace(old, new)) == (complaint,)
 
 
-def test_weights_of_ones_own_have_no_early_epochs() -> None:
-    text = "model.checkpoints = ['a.pt']" + MINIMAL + "checkpoints = 'early'"
-    assert problems(text) == (
+def test_snapshots_are_taken_during_the_training() -> None:
+    text = MINIMAL.replace('method = "trak"', 'method = "tracin"\nepochs = [10, 40]')
+    assert problems(text) == ("attribution[0].epochs: 40 of 30 epochs; write at most 30",)
+
+
+def test_a_method_has_its_own_options_only() -> None:
+    assert problems(MINIMAL + "rank = 5") == (
         (
-            "attribution[0].checkpoints: weights of one's own have no early epochs; "
-            "write 'full', or leave out model.checkpoints"
+            "attribution[0].rank: unknown key; choose 'average', 'checkpoints', 'curvature', "
+            "'damping', 'ggn_classes', 'leverage', 'method', 'name', 'output' or 'projection'"
         ),
     )
 

@@ -14,6 +14,7 @@ from store.workspace import Workspace
 from tasks import train as training
 from tasks.bank import open_bank
 from tasks.blueprint import Blueprint, blueprint
+from tasks.featurize import load_weights
 from tasks.preflight import open_job, preflight
 from tasks.progress import StageProgress, listening
 from tests.tasks.pipeline import TINY, run_stages
@@ -196,3 +197,52 @@ def test_a_spec_without_a_problem_is_scored_and_evaluated(tmp_path: Path) -> Non
 def test_preflight_trains_nothing(tmp_path: Path) -> None:
     preflight(open_job(TINY, tmp_path))
     assert {stage for stage, _ in sealed(tmp_path)} == {"data"}
+
+
+METHODS = """
+[[attribution]]
+name = "ggn"
+method = "trak"
+curvature = "ggn"
+projection = { dim = 64 }
+
+[[attribution]]
+method = "influence"
+
+[[attribution]]
+method = "ekfac"
+
+[[attribution]]
+method = "graddot"
+checkpoints = "bank"
+
+[[attribution]]
+method = "gradcos"
+
+[[attribution]]
+method = "tracin"
+epochs = [4, 10]
+"""
+
+
+def test_every_method_is_scored_evaluated_and_may_decide(tmp_path: Path) -> None:
+    spec = edited(
+        tmp_path, ("[[problem]]", METHODS + "\n[[problem]]"), ('"trak"\nsize', '"ekfac"\nsize')
+    )
+    plan = blueprint(run_stages(spec, tmp_path / "w"))
+    rows = run_sql(
+        plan.workspace.published, "SELECT name, max(n_queries) FROM lds_by_method GROUP BY 1"
+    ).rows
+    assert {name for name, _ in rows} == {a.name for a in plan.spec.attribution}
+    assert scalar(plan, "SELECT count(DISTINCT attribution_id) FROM scores") == 7
+    snapshots = plan.weights(plan.spec.attribution_named("tracin")) or ()
+    assert [each.manifest.facts["epoch"] for each in snapshots] == [4, 10]
+
+
+def test_the_last_snapshot_of_a_run_is_its_checkpoint(tmp_path: Path) -> None:
+    spec = edited(tmp_path, ("[[problem]]", METHODS + "\n[[problem]]"))
+    plan = blueprint(run_stages(spec, tmp_path / "w", until="checkpoints"))
+    last = (plan.weights(plan.spec.attribution_named("tracin")) or ())[-1]
+    first = (plan.weights(plan.spec.attribution_named("trak")) or ())[0]
+    for name, value in load_weights(plan, last).items():
+        assert load_weights(plan, first)[name].equal(value)
