@@ -78,7 +78,7 @@ def test_the_serve_script_refuses_a_folder_without_runs(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_wheel_ships_the_schemas_and_not_this_folder(tmp_path: Path) -> None:
+def test_a_wheel_ships_schemas_and_kernels_and_not_this_folder(tmp_path: Path) -> None:
     # Built from a copy: setuptools would leave a build/ folder here, and ship what it holds later.
     source = tmp_path / "source"
     files = ("pyproject.toml", "README.md", "LICENSE")
@@ -96,7 +96,14 @@ def test_a_wheel_ships_the_schemas_and_not_this_folder(tmp_path: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     tops = {name.split("/")[0] for name in names if ".dist-info" not in name}
     assert tops == set(PACKAGES)
-    for folder, pattern in (("schemas", "*.toml"), ("schemas", "*.json"), ("schemas/sql", "*.sql")):
+    data = (
+        ("schemas", "*.toml"),
+        ("schemas", "*.json"),
+        ("schemas/sql", "*.sql"),
+        ("attribution/projection/kernels", "*.cu"),
+        ("attribution/projection/kernels", "*.cuh"),
+    )
+    for folder, pattern in data:
         expected = {path.relative_to(ROOT).as_posix() for path in (ROOT / folder).glob(pattern)}
         assert expected, f"{folder}/{pattern} is gone"
         assert expected <= set(names)

@@ -1,13 +1,24 @@
 """Random sketches of gradients: S = G P for a matrix P [p, k] that is never stored.
 
-Each row of P (one for each parameter) has a few entries of +-1/sqrt(nonzeros), chosen by a
-counter-based generator from (seed, checkpoint, parameter index, slot) alone, so that E[P P^T] = I
-and the matrix is the same bits on every device and for every way of cutting the work. The NumPy
-reference defines the bits.
+Each entry of P is a pure function of (seed, checkpoint, parameter index, column), by a
+counter-based generator, with E[P P^T] = I: the matrix is the same bits on every device and for
+every way of cutting the work. The NumPy reference defines the bits; Numba, Torch and CUDA kernels
+follow it.
 """
 
-from attribution.projection.choice import fingerprint_of
+from attribution.projection.choice import fingerprint_of, settled
+from attribution.projection.implementation import sketch_implementation
 from attribution.projection.kinds import Projection, ProjectionKind, fingerprint
 from attribution.projection.sketch import sketch
+from attribution.projection.transpose import backproject
 
-__all__ = ["Projection", "ProjectionKind", "fingerprint", "fingerprint_of", "sketch"]
+__all__ = [
+    "Projection",
+    "ProjectionKind",
+    "backproject",
+    "fingerprint",
+    "fingerprint_of",
+    "settled",
+    "sketch",
+    "sketch_implementation",
+]

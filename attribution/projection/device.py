@@ -141,7 +141,7 @@ def _add_product(gradients: Tensor, matrix: Tensor, out: Tensor) -> None:
 
 
 def _tf32_is_on() -> bool:
-    return torch.backends.cuda.matmul.fp32_precision != "ieee"
+    return torch.backends.cuda.matmul.fp32_precision == "tf32"
 
 
 def _eight_bit_parts(values: Tensor) -> list[Tensor]:

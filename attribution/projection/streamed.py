@@ -5,6 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from attribution.projection.implementation import adder
 from attribution.projection.kinds import Projection, ProjectionKind
 from attribution.streams import checked_seed
 from schemas.errors import ShapeError
@@ -68,10 +69,7 @@ def _add(
 ) -> None:
     if not values.numel():
         return
-    if out.device.type == "cpu":
-        from attribution.projection.cpu import add_sketch
-    else:
-        from attribution.projection.device import add_sketch
+    add_sketch = adder(out.device, projection)
     add_sketch(
         values,
         out,

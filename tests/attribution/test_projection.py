@@ -1,3 +1,7 @@
+import importlib.util
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -5,7 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from attribution.projection import Projection, cpu_kernels, device, fingerprint, sketch
+from attribution.projection import (
+    Projection,
+    cpu_kernels,
+    device,
+    fingerprint,
+    sketch,
+    sketch_implementation,
+)
 from attribution.projection.reference import (
     KIND_CODES,
     WIDEST,
@@ -19,7 +30,7 @@ from attribution.projection.reference import (
 )
 from attribution.streams import stream
 from schemas.errors import RequestError, ShapeError
-from schemas.questions import WIDEST_SKETCH
+from schemas.projections import WIDEST_SKETCH
 
 SEED, CHECKPOINT = 2**40 + 7, 3
 KINDS = ["sparse", "rademacher", "gaussian", "hadamard"]
@@ -126,6 +137,42 @@ def test_the_torch_path_equals_the_reference(kind: str, where: str) -> None:
         want = sketch_reference(block.cpu().numpy(), dim=dim, offset=offset, **options)
         scale = Projection(kind=kind, dim=dim, nonzeros=nonzeros).scale
         close(out.cpu() * scale, want, rtol=1e-12)
+
+
+def test_matrix_products_do_not_depend_on_tf32() -> None:
+    values = gradients(3, 1000) * 2.0 ** torch.arange(-20, 20, 0.04)
+    parts = device._eight_bit_parts(values)
+    torch.testing.assert_close(parts[0] + parts[1] + parts[2], values, rtol=0, atol=0)
+    for part in parts:  # TF32 keeps ten bits behind the first
+        bits = part.view(torch.int32)
+        assert not (bits & 0x1FFF).any()
+    before = torch.backends.cuda.matmul.fp32_precision
+    try:
+        torch.backends.cuda.matmul.fp32_precision = "tf32"
+        assert device._tf32_is_on()
+        torch.backends.cuda.matmul.fp32_precision = "ieee"
+        assert not device._tf32_is_on()
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
+
+
+def test_what_sketches_is_on_record() -> None:
+    assert sketch_implementation("cpu") == "numba"
+    assert sketch_implementation("cpu", Projection(kind="none")) == "torch"
+    assert sketch_implementation("cuda", Projection(dim=2**20)).startswith("torch (sparse")
+    usable = importlib.util.find_spec("cupy") is not None and torch.cuda.is_available()
+    on_gpu = sketch_implementation("cuda", Projection(kind="hadamard"))
+    assert on_gpu == "cupy" or (not usable and on_gpu.startswith("torch (CuPy "))
+
+
+def test_only_one_module_imports_cupy() -> None:
+    package = Path(device.__file__).parents[1]
+    importers = {
+        path.relative_to(package).as_posix()
+        for path in package.rglob("*.py")
+        if re.search(r"^\s*(import|from) cupy", path.read_text(encoding="utf-8"), re.MULTILINE)
+    }
+    assert importers == {"projection/cuda.py"}
 
 
 def on(where: str) -> None:
