@@ -15,10 +15,14 @@ from collections.abc import Sequence
 from importlib import import_module, metadata
 from pathlib import Path
 
-from benchmarks.compare import SECONDS_ARE, Row, measure, plan, table
+from benchmarks.compare import SECONDS_ARE, Row, measure, plan, ratio_line, table
 from benchmarks.peers.environments import PeerError, install, names
 from benchmarks.problems import Truth, make
 
+INTRODUCTION = """Written by `python -m benchmarks` (`make bench`) in one run on one machine: the
+ratios travel, the seconds do not. A peer runs in an environment of its own with the same
+checkpoints, rows and retrained networks; its dampings are tried on a small grid and chosen on the
+same tuning masks as ours."""
 RESULTS = Path(__file__).parent / "RESULTS.md"
 # Each has a main() that prints; those that are not there are passed over.
 MODULES = ("bank_speed", "projection_speed", "features_speed")
@@ -29,31 +33,37 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--install", action="store_true", help="make the peers' environments")
     parser.add_argument("--only", nargs="*", default=[], help="packages, such as winnow trak")
-    parser.add_argument("--checkpoints", type=int, nargs="*", default=[1, 10])
+    parser.add_argument("--checkpoints", type=int, nargs="*", default=[10, 1])
     parser.add_argument("--networks", nargs="*", default=["mlp", "cnn"])
     parser.add_argument("--no-speed", action="store_true", help="skip the speed modules")
+    parser.add_argument("--quick", action="store_true", help="costly methods at one checkpoint")
     asked = parser.parse_args()
     unavailable = _install() if asked.install else {}
     parts = [_machine()]
     for network in asked.networks:
         with tempfile.TemporaryDirectory() as folder:
             truth = make(network, Path(folder))
-            rows = []
-            for run in plan(asked.checkpoints, asked.only):
-                row = measure(run, truth)
-                rows.append(row)
-                print(_line(row), flush=True)
-            parts.append(_section(truth, rows, asked.checkpoints))
+            rows: list[Row] = []
+            parts.append("")
+            for run in plan(asked.checkpoints, asked.only, quick=asked.quick):
+                rows.append(measure(run, truth))
+                print(_line(rows[-1]), flush=True)
+                # Written after each run: what was measured survives an interruption.
+                parts[-1] = _section(truth, rows, asked.checkpoints)
+                _write(parts)
     if unavailable:
-        parts.append(
-            "\n".join(f"- {name}: not installed: {why}" for name, why in unavailable.items())
-        )
+        reasons = [f"- {name}: not installed: {why}" for name, why in unavailable.items()]
+        parts.append("\n".join(reasons))
     if not asked.no_speed:
         parts += [_speed(name) for name in MODULES if _present(name)]
-    text = "\n\n".join(["# Measured side by side", __doc__.strip(), *parts]) + "\n"
-    RESULTS.write_text(text, encoding="utf-8")
-    print(text)
+    print(_write(parts))
     return 0
+
+
+def _write(parts: Sequence[str]) -> str:
+    text = "\n\n".join(["# Measured side by side", INTRODUCTION, *parts]) + "\n"
+    RESULTS.write_text(text, encoding="utf-8")
+    return text
 
 
 def _install() -> dict[str, str]:
@@ -103,7 +113,8 @@ def _section(truth: Truth, rows: Sequence[Row], counts: Sequence[int]) -> str:
         "imports and tuning are not counted, compilation is."
     )
     tables = [f"### {count} checkpoint(s)\n\n{table(rows, count)}" for count in counts]
-    return "\n\n".join([head, *tables])
+    lines = [ratio_line(rows, count) for count in counts]
+    return "\n\n".join([head, *tables, *(line for line in lines if line)])
 
 
 def _present(name: str) -> bool:

@@ -90,24 +90,30 @@ PEER_METHODS: dict[str, tuple[PeerMethod, ...]] = {
 }
 
 
-def plan(counts: Sequence[int], only: Sequence[str] = ()) -> Iterator[Run]:
-    """Our estimators at each number of checkpoints, then every method of every peer."""
+# What --quick still runs at several checkpoints: the rest costs minutes there.
+QUICK = ("TRAK logistic", "TRAK after-kernel", "TRAK, ", "graddot", "gradcos", "TracInCP")
+
+
+def plan(counts: Sequence[int], only: Sequence[str] = (), *, quick: bool = False) -> Iterator[Run]:
+    """At each number of checkpoints, our estimators and every method of every peer."""
     for count in counts:
-        if not only or "winnow" in only:
-            yield from _ours(count)
+        for run in (*_ours(count), *_peers(count)):
+            wanted = not only or run.package in only
+            if wanted and (count == 1 or not quick or run.label.startswith(QUICK)):
+                yield run
+
+
+def _peers(count: int) -> Iterator[Run]:
     for name in names():
-        if only and name not in only:
-            continue
         for known in PEER_METHODS.get(name, ()):
-            for count in counts:
-                if known.most is None or count <= known.most:
-                    yield Run(
-                        package=name,
-                        method=known.method,
-                        label=known.label,
-                        checkpoints=count,
-                        options=known.options,
-                    )
+            if known.most is None or count <= known.most:
+                yield Run(
+                    package=name,
+                    method=known.method,
+                    label=known.label,
+                    checkpoints=count,
+                    options=known.options,
+                )
 
 
 def _ours(count: int) -> Iterator[Run]:
@@ -207,6 +213,26 @@ def reference(rows: Sequence[Row], checkpoints: int) -> Side | None:
         if row.run.package == "winnow" and row.run.checkpoints == checkpoints:
             return row.best
     return None
+
+
+def ratio_line(rows: Sequence[Row], checkpoints: int) -> str:
+    """One sentence: what peers' TRAK costs and scores beside ours, at equal width."""
+    ours = reference(rows, checkpoints)
+    found = [
+        f"{row.run.package} {row.best.cpu / ours.cpu:.1f} times the CPU at LDS {row.best.lds:.3f}"
+        for row in rows
+        if ours is not None
+        and row.best is not None
+        and row.run.package != "winnow"
+        and row.run.checkpoints == checkpoints
+        and row.run.label == "TRAK, k = 2048"
+    ]
+    if ours is None or not found:
+        return ""
+    return (
+        f"TRAK at k = 2048, {checkpoints} checkpoint(s), best damping: ours {ours.cpu:.2f} s at "
+        f"LDS {ours.lds:.3f}; {'; '.join(found)}."
+    )
 
 
 def _lds(side: Side) -> str:

@@ -26,7 +26,7 @@ from benchmarks.peers.exchange import (
     serve,
 )
 
-TRAK_GRID = (0.3, 1.0, 3.0)  # it makes the features anew for every damping
+TRAK_GRID = (0.3, 1.0)  # it makes the features anew for every damping
 # Its Fisher matrix is the empirical one, whose eigenvalues are small on fitted rows.
 EKFAC_GRID = (1e-6, 1e-5, 1e-4, 1e-3)
 CG_GRID = (1.0, 10.0)
