@@ -8,9 +8,10 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from tasks.bank import extend_bank, pending_chunks
 from tasks.begin import discard, ingest_rows, recording_job
-from tasks.blueprint import STAGES, Job, attribution_names, problem_names
+from tasks.blueprint import STAGES
 from tasks.commit import commit
 from tasks.featurize import featurize_shard, pending_features
+from tasks.job import Job, attribution_names, problem_names
 from tasks.outbox import send
 from tasks.preflight import open_job
 from tasks.score import evaluate, score

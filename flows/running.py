@@ -9,7 +9,7 @@ from flows.summary import last_run_of
 from schemas.errors import NotFound, RequestError, WinnowError
 from schemas.spec import LoadedSpec
 from store.workspace import Workspace
-from tasks.blueprint import Job
+from tasks.job import Job
 from tasks.preflight import preflight
 from tasks.progress import recording, refuse_second_run
 

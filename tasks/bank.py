@@ -12,7 +12,8 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from schemas.manifest import Manifest
-from tasks.blueprint import VERSIONS, Blueprint, IntArray, Job, blueprint
+from tasks.blueprint import VERSIONS, Blueprint, IntArray
+from tasks.job import Job, blueprint
 from tasks.progress import advance
 
 if TYPE_CHECKING:
@@ -28,18 +29,18 @@ STATES_FILE = "states.safetensors"
 def extend_bank(job: Job, chunk: int) -> Manifest:
     """Train one chunk of the bank, unless it is sealed."""
     plan = blueprint(job)
-    key = plan.bank_keys[chunk]
+    key = plan.bank.keys[chunk]
     manifest = plan.artifacts.find(STAGE, key) or _train_chunk(plan, chunk, key)
-    advance(STAGE, plan.count_done(STAGE, key), len(plan.bank_keys))
+    advance(STAGE, plan.count_done(STAGE, key), len(plan.bank.keys))
     return manifest
 
 
 def pending_chunks(job: Job) -> list[int]:
     """Numbers of the chunks that are not sealed yet."""
     plan = blueprint(job)
-    sealed = [plan.artifacts.find(STAGE, key) is not None for key in plan.bank_keys]
+    sealed = [plan.artifacts.find(STAGE, key) is not None for key in plan.bank.keys]
     for chunk in np.flatnonzero(sealed):
-        plan.count_done(STAGE, plan.bank_keys[chunk])
+        plan.count_done(STAGE, plan.bank.keys[chunk])
     return [chunk for chunk, done in enumerate(sealed) if not done]
 
 
@@ -48,12 +49,12 @@ def _train_chunk(plan: Blueprint, chunk: int, key: str) -> Manifest:
 
     rows, bank = plan.bank.chunks[chunk], plan.bank
     trained, logits = retrain(plan, bank.masks[rows], bank.seeds[rows])
-    kept = np.flatnonzero(np.isin(rows, plan.kept_rows(rows)))
+    kept = np.flatnonzero(np.isin(rows, plan.bank.kept(rows)))
     inputs = {"model": plan.model_digest, "recipe": plan.recipe_digest}
     with plan.artifacts.seal(STAGE, key, version=VERSIONS[STAGE], inputs=inputs) as draft:
         draft.facts |= {
             "models": len(rows),
-            "retrainings": [plan.retrain_ids[row] for row in rows],
+            "retrainings": [plan.bank.ids[row] for row in rows],
             "path": trained.path,
         }
         np.save(draft.path / LOGITS_FILE, logits)
@@ -103,12 +104,12 @@ def open_bank(plan: Blueprint, kind: str, ids: IntArray, output: str) -> "Retrai
     from attribution.bank import RetrainBank
 
     logits: list[NDArray[np.float32]] = []
-    for rows, key in zip(plan.bank.chunks, plan.bank_keys, strict=True):
+    for rows, key in zip(plan.bank.chunks, plan.bank.keys, strict=True):
         inside = plan.bank.kinds[rows] == kind
         if inside.any():
             folder = plan.artifacts.folder(plan.sealed(STAGE, key))
             logits.append(np.load(folder / LOGITS_FILE, mmap_mode="r")[inside])
-    chosen = plan.bank_rows_in_order(kind)
+    chosen = plan.bank.rows(kind)
     return RetrainBank(
         masks=plan.bank.masks[chosen],
         outputs=outputs_of(plan, np.concatenate(logits), ids, output),

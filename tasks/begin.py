@@ -10,8 +10,9 @@ from schemas.errors import NotFound
 from schemas.spec import load_spec
 from store.artifacts import Artifacts
 from store.workspace import Workspace
-from tasks.blueprint import STAGES, Job, blueprint
+from tasks.blueprint import STAGES
 from tasks.ingest import data_key
+from tasks.job import Job, blueprint
 from tasks.preflight import ingested
 from tasks.progress import recording
 from tasks.sources import source_digest

@@ -8,18 +8,14 @@ weights, so whatever lies behind a checkpoint must exist before what follows can
 
 import functools
 import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import AwareDatetime, Field
 
-from schemas.errors import CorruptArtifact, QueryError, RequestError
-from schemas.frozen import Frozen, digest_of
+from schemas.errors import CorruptArtifact, RequestError
+from schemas.frozen import digest_of
 from schemas.manifest import Manifest
 from schemas.spec import (
     AttributionSpec,
@@ -27,13 +23,14 @@ from schemas.spec import (
     ProblemSpec,
     TracInSpec,
     TrakSpec,
-    load_spec,
 )
 from store.artifacts import Artifacts, artifact_key
-from store.datasets import StoredDataset, load_dataset, select_ids
+from store.datasets import StoredDataset, load_dataset
 from store.workspace import Workspace
+from tasks.bank_plan import BANK_VERSION, BankPlan, draw_bank
 from tasks.ingest import SCALING_FILE
 from tasks.recipes import recipe_digest
+from tasks.sets import ExampleSets
 
 if TYPE_CHECKING:
     from torch import nn
@@ -43,7 +40,7 @@ if TYPE_CHECKING:
 # Raised when the numbers that a stage makes change; old artifacts then simply no longer match.
 VERSIONS = {
     "checkpoints": 1,
-    "bank": 1,
+    "bank": BANK_VERSION,
     "features": 1,
     "scores": 1,
     "lds": 1,
@@ -54,24 +51,10 @@ VERSIONS = {
 }
 STAGES = ("data", *VERSIONS)
 
-# Rows of one feature shard, models of one bank chunk: what a killed run can lose.
+# Rows of one feature shard: what a killed run can lose.
 SHARD_ROWS = 8_192
-CHUNK_MODELS = 40
 
 IntArray = NDArray[np.int64]
-
-
-class Job(Frozen):
-    """Which spec is worked on, and where: all that a task needs to be told."""
-
-    spec: Path
-    """The TOML file, absolute."""
-    workspace: Path
-    """The workspace's folder, absolute."""
-    data: str = ""
-    """Key of the ingested data; empty before the first stage."""
-    started_at: AwareDatetime = Field(default_factory=lambda: datetime.now(UTC))
-    """When the work began."""
 
 
 class FeatureShard(NamedTuple):
@@ -100,29 +83,6 @@ class Weights(NamedTuple):
     manifest: Manifest
     place: int
     digest: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class BankPlan:
-    """Every retraining that the bank holds.
-
-    Attributes:
-        masks: bool [n_models, n_train], by training row.
-        seeds: int64 [n_models].
-        alpha: float64 [n_models], share of the training rows in each subset.
-        kinds: "calibrate" or "evaluate" [n_models]; both rows of a mask are of one kind.
-        chunks: Row numbers that are trained together.
-    """
-
-    masks: NDArray[np.bool_]
-    seeds: IntArray
-    alpha: NDArray[np.float64]
-    kinds: NDArray[np.str_]
-    chunks: tuple[IntArray, ...]
-
-    def rows(self, kind: str) -> IntArray:
-        """Row numbers of one kind."""
-        return np.flatnonzero(self.kinds == kind)
 
 
 class Blueprint:
@@ -208,64 +168,10 @@ class Blueprint:
         noted.add(key)
         return len(noted)
 
-    # --- sets of examples -------------------------------------------------------------------------
-
-    def set_ids(self, name: str) -> IntArray:
-        """Ids of a named set: test rows, in the order of the set's SQL.
-
-        Raises:
-            QueryError: The SQL fails, or finds a training row.
-        """
-        ids = self._set_ids.get(name)
-        if ids is None:
-            ids = select_ids(self.dataset, self.spec.sets[name], name=f"sets.{name}")
-            inside = ids[self.dataset.positions(ids) < self.n_train]
-            if len(inside):
-                raise QueryError(
-                    f"sets.{name}: example {inside[0]} is a training row ({len(inside)} of "
-                    f"{len(ids)} are); choose from split = 'test'"
-                )
-            self._set_ids[name] = ids
-        return ids
-
     @functools.cached_property
-    def _set_ids(self) -> dict[str, IntArray]:
-        return {}
-
-    @functools.cached_property
-    def scored_ids(self) -> IntArray:
-        """Every test row that some set in use asks about, ascending: row j of every score."""
-        names = dict.fromkeys(self.used_sets())
-        self._refuse_overlap()
-        return np.unique(np.concatenate([self.set_ids(name) for name in names]))
-
-    def used_sets(self) -> Iterator[str]:
-        """Names of the sets that are scored."""
-        if "queries" in self.spec.sets:
-            yield "queries"
-        for problem in self.spec.problem:
-            yield problem.targets
-        if self.spec.problem or "queries" not in self.spec.sets:
-            yield self.spec.verdict.judge_on
-
-    def query_places(self, name: str) -> IntArray:
-        """Places of a set's rows among `scored_ids`."""
-        return np.searchsorted(self.scored_ids, self.set_ids(name)).astype(np.int64)
-
-    @property
-    def lds_set(self) -> str:
-        """The set whose single outputs evaluate and tune the attributions."""
-        return next(self.used_sets())
-
-    def _refuse_overlap(self) -> None:
-        judged = self.spec.verdict.judge_on
-        for problem in self.spec.problem:
-            shared = np.intersect1d(self.set_ids(problem.targets), self.set_ids(judged))
-            if len(shared):
-                raise QueryError(
-                    f"sets.{judged}: {len(shared)} rows, example {shared[0]} among them, are "
-                    f"targets of problem '{problem.name}'; judge on rows that the solver never saw"
-                )
+    def sets(self) -> ExampleSets:
+        """The sets of examples."""
+        return ExampleSets(self.spec, self.dataset)
 
     @functools.cached_property
     def test_digest(self) -> str:
@@ -347,47 +253,15 @@ class Blueprint:
     def n_checkpoints(self, attribution: AttributionSpec) -> int:
         """How many checkpoints an attribution averages over."""
         if attribution.checkpoints == "bank":
-            return len(self.bank_checkpoint_rows)
+            return len(self.bank.checkpoint_rows)
         return len(self._own_checkpoint_keys(attribution))
 
     # --- the retrain bank -------------------------------------------------------------------------
 
     @functools.cached_property
     def bank(self) -> BankPlan:
-        """The bank's subsets and seeds."""
-        from attribution.bank import draw_masks
-
-        wanted = self.spec.bank
-        masks, seeds, alpha = draw_masks(
-            self.n_train,
-            wanted.models,
-            list(wanted.alpha),
-            seeds_per_mask=wanted.seeds,
-            seed=self.spec.seed,
-        )
-        kinds = np.full(len(masks), "evaluate", dtype="<U9")
-        for size in wanted.alpha:
-            rows = np.flatnonzero(alpha == size)
-            kinds[rows[: round(wanted.subsets * wanted.calibrate) * wanted.seeds]] = "calibrate"
-        order = np.argsort(alpha, kind="stable")
-        chunks = tuple(
-            order[start : start + CHUNK_MODELS] for start in range(0, len(order), CHUNK_MODELS)
-        )
-        return BankPlan(masks=masks, seeds=seeds, alpha=alpha, kinds=kinds, chunks=chunks)
-
-    def bank_rows_in_order(self, kind: str) -> IntArray:
-        """Row numbers of one kind, in the order in which the chunks hold them."""
-        order = np.concatenate(self.bank.chunks)
-        return order[self.bank.kinds[order] == kind]
-
-    @functools.cached_property
-    def retrain_ids(self) -> tuple[str, ...]:
-        """What names each retraining of the bank: its rows, the model, the recipe and the seed."""
-        bank = self.bank
-        return tuple(
-            self.retrain_id(mask, int(seed))
-            for mask, seed in zip(bank.masks, bank.seeds, strict=True)
-        )
+        """The bank's subsets and seeds, and the keys of its chunks."""
+        return draw_bank(self.spec, self.n_train, name=self.retrain_id, observed=self.test_digest)
 
     def retrain_id(self, mask: NDArray[np.bool_], seed: int) -> str:
         """Name of the model trained on the masked rows."""
@@ -395,48 +269,16 @@ class Blueprint:
         parts = (self.model_digest, self.recipe_digest, seed, rows)
         return artifact_key("retraining", VERSIONS["bank"], *parts)
 
-    @functools.cached_property
-    def bank_checkpoint_rows(self) -> IntArray:
-        """Rows of the bank that serve as checkpoints: of the smallest subsets, one a mask.
-
-        A model that never saw a row has not memorised it, so half-subset models tell harmful rows
-        from helpful ones better than models of all rows do. Only the calibration half is used: a
-        model of the other half would carry what evaluates into what is evaluated.
-        """
-        bank, wanted = self.bank, self.spec.bank
-        small = np.flatnonzero((bank.alpha == min(wanted.alpha)) & (bank.kinds == "calibrate"))
-        return small[:: wanted.seeds][: self.spec.train.seeds]
-
-    @functools.cached_property
-    def bank_keys(self) -> tuple[str, ...]:
-        """Key of each chunk of the bank."""
-        return tuple(
-            artifact_key(
-                "bank",
-                VERSIONS["bank"],
-                [self.retrain_ids[row] for row in chunk],
-                self.test_digest,
-                self.kept_rows(chunk).tolist(),
-            )
-            for chunk in self.bank.chunks
-        )
-
-    def kept_rows(self, chunk: IntArray) -> IntArray:
-        """Rows of a chunk whose weights are kept, because an attribution reads them."""
-        if not any(a.checkpoints == "bank" for a in self.spec.attribution):
-            return chunk[:0]
-        return chunk[np.isin(chunk, self.bank_checkpoint_rows)]
-
     def _bank_weights(self) -> tuple[Weights, ...] | None:
         found: dict[int, Weights] = {}
-        for chunk, key in zip(self.bank.chunks, self.bank_keys, strict=True):
-            kept = self.kept_rows(chunk)
+        for chunk, key in zip(self.bank.chunks, self.bank.keys, strict=True):
+            kept = self.bank.kept(chunk)
             manifest = self.artifacts.find("bank", key) if len(kept) else None
             if manifest is not None:
                 stack = manifest.file("states.safetensors").sha256
                 for place, row in enumerate(kept.tolist()):
                     found[row] = Weights(manifest, place, f"{stack}:{place}")
-        rows = self.bank_checkpoint_rows.tolist()
+        rows = self.bank.checkpoint_rows.tolist()
         return tuple(found[row] for row in rows) if found.keys() >= set(rows) else None
 
     # --- features, scores, decisions --------------------------------------------------------------
@@ -455,7 +297,7 @@ class Blueprint:
             return None
         if not is_sketched(attribution):
             return ()
-        queries = self.dataset.positions(self.scored_ids)
+        queries = self.dataset.positions(self.sets.scored)
         sides = (("train", np.arange(self.n_train)), ("query", queries))
         return tuple(
             FeatureShard(
@@ -475,7 +317,7 @@ class Blueprint:
         """How many feature shards an attribution needs."""
         if not is_sketched(attribution):
             return 0
-        blocks = len(_blocks(self.n_train)) + len(_blocks(len(self.scored_ids)))
+        blocks = len(_blocks(self.n_train)) + len(_blocks(len(self.sets.scored)))
         return self.n_checkpoints(attribution) * blocks
 
     def _feature_key(
@@ -500,13 +342,13 @@ class Blueprint:
         if features is None or weights is None:
             return None
         section = attribution.model_dump(mode="json", exclude={"name"})
-        tuning = [self.retrain_ids[row] for row in self.bank.rows("calibrate")]
-        aimed = self.set_ids(self.lds_set).tolist()
+        tuning = self.bank.ids_of(self.bank.rows("calibrate"))
+        aimed = self.sets.ids(self.sets.tuning).tolist()
         made_from: list[Any] = [shard.key for shard in features] or [
             [each.digest for each in weights],
             self.model_digest,
             self.train_digest,
-            [self.row_digests[row] for row in self.dataset.positions(self.scored_ids)],
+            [self.row_digests[row] for row in self.dataset.positions(self.sets.scored)],
         ]
         parts = (section, made_from, tuning, aimed, self.spec.seed)
         return artifact_key("scores", VERSIONS["scores"], *parts)
@@ -514,13 +356,13 @@ class Blueprint:
     def lds_key(self, attribution: AttributionSpec) -> str | None:
         """Key of an attribution's evaluation."""
         scores = self.scores_key(attribution)
-        rows = [self.retrain_ids[row] for row in self.bank.rows("evaluate")]
+        rows = self.bank.ids_of(self.bank.rows("evaluate"))
         return scores and artifact_key("lds", VERSIONS["lds"], scores, rows)
 
     def solution_key(self, problem: ProblemSpec) -> str | None:
         """Key of a problem's solution."""
         scores = self.scores_key(self.spec.attribution_named(problem.uses))
-        sets = [self.set_ids(problem.targets), self.set_ids(self.spec.verdict.judge_on)]
+        sets = [self.sets.ids(problem.targets), self.sets.ids(self.spec.verdict.judge_on)]
         aims = [ids.tolist() for ids in sets]
         return scores and artifact_key("solution", VERSIONS["solution"], problem, scores, aims)
 
@@ -563,7 +405,7 @@ class Blueprint:
                 full = self.checkpoint_keys if self.needs_checkpoints else ()
                 return [*full, *self.snapshots.values()]
             case "bank":
-                return list(self.bank_keys)
+                return list(self.bank.keys)
             case "features":
                 return self._feature_keys()
             case "scores":
@@ -592,35 +434,6 @@ class Blueprint:
         """Key of the receipt that MLflow has the run."""
         run = self.run_key()
         return run and artifact_key("tracking", VERSIONS["tracking"], run, self.spec.tracking.uri)
-
-
-def attribution_names(job: Job) -> list[str]:
-    """Names of a job's attributions, in the order of its spec."""
-    return [attribution.name for attribution in blueprint(job).spec.attribution]
-
-
-def problem_names(job: Job) -> list[str]:
-    """Names of a job's problems, in the order of its spec."""
-    return [problem.name for problem in blueprint(job).spec.problem]
-
-
-def blueprint(job: Job) -> Blueprint:
-    """The blueprint of a job whose data is ingested; the same object for every task of a process.
-
-    Raises:
-        CorruptArtifact: The data set is not there, or lost a file.
-    """
-    # The file's time is a key, so that a long-lived worker sees an edited spec.
-    return _remembered(job, job.spec.stat().st_mtime_ns)
-
-
-@functools.lru_cache(maxsize=4)
-def _remembered(job: Job, changed: int) -> Blueprint:  # noqa: ARG001
-    workspace = Workspace(job.workspace)
-    data = Artifacts(workspace.artifacts).find("data", job.data)
-    if data is None:
-        raise CorruptArtifact(f"the data set {job.data} lost a file; run again to rebuild it")
-    return Blueprint(load_spec(job.spec), workspace, data)
 
 
 def is_sketched(attribution: AttributionSpec) -> TypeGuard[TrakSpec]:

@@ -24,7 +24,8 @@ from store.publish import publish
 from store.segments import kept_per_query, write_segment
 from store.writer import RunBundle, commit_run
 from tasks.bank import LOGITS_FILE, open_bank, outputs_of
-from tasks.blueprint import VERSIONS, Blueprint, Job, blueprint
+from tasks.blueprint import VERSIONS, Blueprint
+from tasks.job import Job, blueprint
 from tasks.progress import advance
 from tasks.reporting.findings import arm_of
 from tasks.reporting.judgement import verdict_sentence
@@ -124,7 +125,7 @@ def _add_attribution(plan: Blueprint, attribution: AttributionSpec, rows: Rows) 
     own = {"attribution_id": attribution_id(plan, attribution)}
     facts: Any = scores.facts
     evaluation: Any = lds.facts["rows"]
-    n_query = len(plan.scored_ids)
+    n_query = len(plan.sets.scored)
     rows["attributions"].append(
         own
         | {
@@ -160,13 +161,13 @@ def _add_attribution(plan: Blueprint, attribution: AttributionSpec, rows: Rows) 
 
 def _add_bank(plan: Blueprint, rows: Rows) -> None:
     bank = plan.bank
-    for row, name in enumerate(plan.retrain_ids):
+    for row, name in enumerate(plan.bank.ids):
         entry = _retraining(plan, name, str(bank.kinds[row]), int(bank.seeds[row]), bank.masks[row])
         rows["bank"].append(entry | {"alpha": float(bank.alpha[row])})
     for output in {plan.output(attribution) for attribution in plan.spec.attribution}:
         for kind in ("calibrate", "evaluate"):
-            opened = open_bank(plan, kind, plan.scored_ids, output)
-            names = [plan.retrain_ids[row] for row in plan.bank_rows_in_order(kind)]
+            opened = open_bank(plan, kind, plan.sets.scored, output)
+            names = [plan.bank.ids[row] for row in plan.bank.rows(kind)]
             _add_outputs(plan, names, opened.outputs, output, rows)
 
 
@@ -187,7 +188,7 @@ def _retraining(
 def _add_outputs(
     plan: Blueprint, names: list[str], values: NDArray[np.float32], output: str, rows: Rows
 ) -> None:
-    queries = plan.scored_ids.tolist()
+    queries = plan.sets.scored.tolist()
     for name, row in zip(names, values.tolist(), strict=True):
         rows["bank_outputs"] += [
             {"retrain_id": name, "query_id": query, "output": output, "value": value}
@@ -260,7 +261,7 @@ def _add_verdict(plan: Blueprint, problem: ProblemSpec, own: dict[str, Any], row
     ]
     logits = np.load(folder / LOGITS_FILE, mmap_mode="r")
     output = str(facts["output"])
-    _add_outputs(plan, names, outputs_of(plan, logits, plan.scored_ids, output), output, rows)
+    _add_outputs(plan, names, outputs_of(plan, logits, plan.sets.scored, output), output, rows)
 
 
 def _flat(arm: dict[str, Any]) -> dict[str, Any]:
@@ -279,7 +280,7 @@ def _flat(arm: dict[str, Any]) -> dict[str, Any]:
 @contextmanager
 def _segments(plan: Blueprint) -> Iterator[dict[str, list[Path]]]:
     """The scores of every attribution as Parquet files, for as long as the block lasts."""
-    keep = kept_per_query(len(plan.scored_ids), plan.n_train, plan.spec.store.max_rows)
+    keep = kept_per_query(len(plan.sets.scored), plan.n_train, plan.spec.store.max_rows)
     step = max(1, SEGMENT_ROWS // plan.n_train)
     with tempfile.TemporaryDirectory(dir=plan.workspace.root, prefix="segments-") as folder:
         paths: dict[str, list[Path]] = {}
@@ -291,7 +292,7 @@ def _segments(plan: Blueprint) -> Iterator[dict[str, list[Path]]]:
                 write_segment(
                     path,
                     scores[start : start + step],
-                    query_ids=plan.scored_ids[start : start + step],
+                    query_ids=plan.sets.scored[start : start + step],
                     train_ids=plan.dataset.train.example_ids,
                     keep=keep,
                 )

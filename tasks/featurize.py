@@ -15,16 +15,8 @@ from prefect.cache_policies import NO_CACHE
 from schemas.errors import CorruptArtifact
 from schemas.manifest import Manifest
 from tasks.bank import STATES_FILE
-from tasks.blueprint import (
-    VERSIONS,
-    Blueprint,
-    FeatureShard,
-    IntArray,
-    Job,
-    Weights,
-    blueprint,
-    is_sketched,
-)
+from tasks.blueprint import VERSIONS, Blueprint, FeatureShard, IntArray, Weights, is_sketched
+from tasks.job import Job, blueprint
 from tasks.progress import advance
 from tasks.train import WEIGHTS_FILE
 
@@ -75,7 +67,7 @@ def _featurize(plan: Blueprint, shard: FeatureShard) -> Manifest:
     if shard.side == "train":
         rows, output = plan.dataset.train, str(task_output(task))
     else:
-        rows, output = plan.dataset.subset(plan.scored_ids), plan.output(attribution)
+        rows, output = plan.dataset.subset(plan.sets.scored), plan.output(attribution)
     block = slice(shard.start, shard.stop)
     features = featurize(
         plan.build_model(),

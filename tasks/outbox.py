@@ -14,7 +14,8 @@ from prefect.runtime import flow_run
 
 from schemas.manifest import Manifest
 from tasks.bank import open_bank
-from tasks.blueprint import VERSIONS, Blueprint, Job, blueprint
+from tasks.blueprint import VERSIONS, Blueprint
+from tasks.job import Job, blueprint
 from tasks.progress import advance
 from tasks.reporting import figures
 from tasks.reporting.tracking import log_run
@@ -107,7 +108,7 @@ def _against_observed(
     plan: Blueprint, problem: "ProblemSpec", arms: Mapping[str, figures.Interval], output: str
 ) -> tuple[FloatArray, FloatArray, list[str], dict[str, tuple[float, float]]]:
     """The mean output on the judging rows: of the models that only evaluate, and of each arm."""
-    ids = plan.set_ids(plan.spec.verdict.judge_on)
+    ids = plan.sets.ids(plan.spec.verdict.judge_on)
     solution = plan.sealed("solution", plan.solution_key(problem) or "")
     verdict = plan.sealed("verdict", plan.verdict_key(problem) or "")
     scores = np.load(plan.artifacts.folder(solution) / JUDGE_FILE)

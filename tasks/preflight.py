@@ -13,9 +13,10 @@ from schemas.errors import InfeasibleProblem, NotFound
 from schemas.frozen import nearest
 from schemas.spec import SelectSpec, load_spec
 from store.workspace import Workspace, open_workspace
-from tasks.blueprint import Blueprint, Job, blueprint
+from tasks.blueprint import Blueprint
 from tasks.checkpoints import read_checkpoint
 from tasks.ingest import ingest
+from tasks.job import Job, blueprint
 
 
 def open_job(spec: Path | str, workspace: Path | str | None = None) -> Job:
@@ -42,7 +43,7 @@ def preflight(job: Job) -> Job:
     job = ingested(job)
     plan = blueprint(job)
     resolve(plan.spec.compute.device)
-    _ = plan.scored_ids  # every set in use is run, and overlaps are refused
+    _ = plan.sets.scored  # every set in use is run, and overlaps are refused
     model = plan.build_model()
     for path in plan.loaded.checkpoint_paths:
         read_checkpoint(path, model)

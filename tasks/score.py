@@ -16,8 +16,9 @@ from prefect.cache_policies import NO_CACHE
 from schemas.manifest import Manifest
 from schemas.spec import AttributionSpec, TracInSpec, TrakSpec
 from tasks.bank import open_bank
-from tasks.blueprint import VERSIONS, Blueprint, IntArray, Job, blueprint, is_sketched
+from tasks.blueprint import VERSIONS, Blueprint, IntArray, is_sketched
 from tasks.featurize import load_features, load_weights, take
+from tasks.job import Job, blueprint
 from tasks.progress import advance
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def _score(plan: Blueprint, attribution: AttributionSpec, key: str) -> Manifest:
     seconds = time.monotonic() - started
     with plan.artifacts.seal(STAGE, key, version=VERSIONS[STAGE]) as draft:
         np.save(draft.path / SCORES_FILE, made.scores)
-        aimed = made.scores[plan.query_places(plan.lds_set)]
+        aimed = made.scores[plan.sets.places(plan.sets.tuning)]
         np.save(draft.path / EFFECTS_FILE, aimed.mean(axis=0))
         if made.self_influence is not None:
             np.save(draft.path / SELF_FILE, made.self_influence)
@@ -92,7 +93,7 @@ def _sketched(plan: Blueprint, attribution: TrakSpec) -> _Made:
     chosen_from = "spec"
     table: tuple[tuple[float, float], ...] = ()
     if damping == "auto":
-        aimed = plan.query_places(plan.lds_set)
+        aimed = plan.sets.places(plan.sets.tuning)
         bank = _tuning_bank(plan, attribution)
         tuned = tune_damping(train, [take(part, aimed) for part in queries], bank, **form)
         damping, chosen_from, table = tuned.rho, tuned.chosen_from, tuned.table
@@ -126,14 +127,14 @@ def _direct(plan: Blueprint, attribution: AttributionSpec) -> _Made:
     model, found = plan.build_model(), {}
     if options.get("damping") == "auto":
         # Tuned on the evaluating set alone: rows that judge a decision must choose nothing.
-        aimed = _queries(plan, plan.set_ids(plan.lds_set))
+        aimed = _queries(plan, plan.sets.ids(plan.sets.tuning))
         bank = _tuning_bank(plan, attribution)
         tuned = attribute(
             attribution.method, model, states, queries=aimed, bank=bank, **common, **options
         )
         found = tuned.record
         options["damping"] = found["damping"]
-    queries = _queries(plan, plan.scored_ids)
+    queries = _queries(plan, plan.sets.scored)
     scores = attribute(attribution.method, model, states, queries=queries, **common, **options)
     record = scores.record | found
     prints = record.get("fingerprint") or [None]
@@ -162,14 +163,14 @@ def _queries(plan: Blueprint, ids: IntArray) -> tuple[NDArray[Any], NDArray[Any]
 
 
 def _tuning_bank(plan: Blueprint, attribution: AttributionSpec) -> "RetrainBank":
-    return open_bank(plan, "calibrate", plan.set_ids(plan.lds_set), plan.output(attribution))
+    return open_bank(plan, "calibrate", plan.sets.ids(plan.sets.tuning), plan.output(attribution))
 
 
 def _evaluate(plan: Blueprint, attribution: AttributionSpec, key: str) -> Manifest:
     from attribution.evaluate import lds
 
-    scores = load_scores(plan, attribution)[plan.query_places(plan.lds_set)]
-    bank = open_bank(plan, "evaluate", plan.set_ids(plan.lds_set), plan.output(attribution))
+    scores = load_scores(plan, attribution)[plan.sets.places(plan.sets.tuning)]
+    bank = open_bank(plan, "evaluate", plan.sets.ids(plan.sets.tuning), plan.output(attribution))
     result = lds(scores, bank, seed=plan.spec.seed)
     rows = [{"alpha": None, **_facts(result)}]
     if len(result.by_alpha) > 1:

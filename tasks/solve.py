@@ -14,9 +14,10 @@ from prefect.cache_policies import NO_CACHE
 from schemas.manifest import Manifest
 from schemas.spec import ProblemSpec
 from tasks.bank import open_bank
-from tasks.blueprint import VERSIONS, Blueprint, IntArray, Job, blueprint, is_sketched
+from tasks.blueprint import VERSIONS, Blueprint, IntArray, is_sketched
 from tasks.featurize import averaged as mean_row
 from tasks.featurize import load_features, take
+from tasks.job import Job, blueprint
 from tasks.preflight import check_problem, selection_bounds
 from tasks.progress import advance
 from tasks.score import load_scores
@@ -51,7 +52,7 @@ def _solve(plan: Blueprint, problem: ProblemSpec, key: str) -> Manifest:
 
     check_problem(plan, problem)
     output = plan.output(plan.spec.attribution_named(problem.uses))
-    judged, aimed = plan.set_ids(plan.spec.verdict.judge_on), plan.set_ids(problem.targets)
+    judged, aimed = plan.sets.ids(plan.spec.verdict.judge_on), plan.sets.ids(problem.targets)
     target_scores, judge_scores, damping = _mean_scores(plan, problem, output)
     surrogate = surrogate_of(plan, target_scores, aimed, output)
     scale = float(surrogate.scale[0]) or 1.0
@@ -91,13 +92,13 @@ def _mean_scores(
         return _sealed_means(plan, problem)
     train = load_features(plan, attribution.name, "train")
     queries = load_features(plan, attribution.name, "query")
-    aimed = [take(part, plan.query_places(problem.targets)) for part in queries]
-    places = plan.query_places(plan.spec.verdict.judge_on)
+    aimed = [take(part, plan.sets.places(problem.targets)) for part in queries]
+    places = plan.sets.places(plan.spec.verdict.judge_on)
     judged = [take(part, places) for part in queries]
     form: dict[str, Any] = {"curvature": attribution.curvature, "average": attribution.average}
     damping = attribution.damping
     if damping == "auto":
-        ids = plan.set_ids(problem.targets)
+        ids = plan.sets.ids(problem.targets)
         bank = open_bank(plan, "calibrate", ids, output)
         equal = np.full(len(ids), 1 / len(ids))
         damping = tune_damping(train, aimed, bank, aggregate=equal, **form).rho
@@ -114,7 +115,7 @@ def _sealed_means(plan: Blueprint, problem: ProblemSpec) -> tuple[FloatArray, Fl
     scores = load_scores(plan, attribution)
     facts: Any = plan.sealed("scores", plan.scores_key(attribution) or "").facts
     means = [
-        scores[plan.query_places(name)].mean(axis=0)
+        scores[plan.sets.places(name)].mean(axis=0)
         for name in (problem.targets, plan.spec.verdict.judge_on)
     ]
     return means[0], means[1], float(facts["damping"] or 0.0)

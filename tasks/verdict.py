@@ -14,7 +14,8 @@ from prefect.cache_policies import NO_CACHE
 from schemas.manifest import Manifest
 from schemas.spec import ProblemSpec
 from tasks.bank import LOGITS_FILE, outputs_of, retrain
-from tasks.blueprint import VERSIONS, Blueprint, IntArray, Job, blueprint
+from tasks.blueprint import VERSIONS, Blueprint, IntArray
+from tasks.job import Job, blueprint
 from tasks.progress import advance
 from tasks.solve import (
     CHOICE_FILE,
@@ -66,7 +67,7 @@ def _judge(plan: Blueprint, problem: ProblemSpec, key: str) -> Manifest:
     stacked = np.concatenate(list(masks.values()))
     _, logits = retrain(plan, stacked, np.tile(verdict_seeds(plan), len(masks)))
     output = str(solution.facts["output"])
-    judged = plan.set_ids(plan.spec.verdict.judge_on)
+    judged = plan.sets.ids(plan.spec.verdict.judge_on)
     surrogate = surrogate_of(plan, np.load(folder / JUDGE_FILE), judged, output)
     arms = compare(plan, masks, logits, surrogate, output)
     inputs = {"solution": solution.key}
@@ -106,7 +107,7 @@ def compare(
     """What each arm did, against all rows and against the choice; one record an arm."""
     from attribution.evaluate import mean_interval, welch_interval
 
-    judged = plan.set_ids(plan.spec.verdict.judge_on)
+    judged = plan.sets.ids(plan.spec.verdict.judge_on)
     repeats = plan.spec.verdict.seeds
     values = outputs_of(plan, logits, judged, output).mean(axis=1).reshape(-1, repeats)
     quality = _accuracy(plan, logits, judged)

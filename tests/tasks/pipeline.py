@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from tasks.bank import extend_bank, pending_chunks
-from tasks.blueprint import Job, attribution_names, blueprint, problem_names
 from tasks.commit import commit
 from tasks.featurize import featurize_shard, pending_features
+from tasks.job import Job, attribution_names, blueprint, problem_names
 from tasks.preflight import open_job, preflight
 from tasks.score import evaluate, score
 from tasks.solve import solve

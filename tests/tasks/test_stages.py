@@ -13,8 +13,9 @@ from store.connect import run_sql
 from store.workspace import Workspace
 from tasks import train as training
 from tasks.bank import open_bank
-from tasks.blueprint import Blueprint, blueprint
+from tasks.blueprint import Blueprint
 from tasks.featurize import load_weights
+from tasks.job import blueprint
 from tasks.preflight import open_job, preflight
 from tasks.progress import StageProgress, listening
 from tests.tasks.pipeline import TINY, run_stages
@@ -47,7 +48,7 @@ def edited(folder: Path, *changes: tuple[str, str]) -> Path:
 
 
 def test_a_run_ends_in_the_published_tables(done: Blueprint) -> None:
-    queries, train = len(done.scored_ids), done.n_train
+    queries, train = len(done.sets.scored), done.n_train
     assert scalar(done, "SELECT count(*) FROM scores") == queries * train
     assert scalar(done, "SELECT count(*) FROM example_effects") == train
     assert scalar(done, "SELECT count(*) FROM bank WHERE kind = 'evaluate'") == 12
@@ -80,20 +81,19 @@ def test_what_tunes_never_evaluates(done: Blueprint) -> None:
     tuning = {mask.tobytes() for mask in bank.masks[bank.rows("calibrate")]}
     evaluating = {mask.tobytes() for mask in bank.masks[bank.rows("evaluate")]}
     assert tuning.isdisjoint(evaluating)
-    assert set(bank.kinds[done.bank_checkpoint_rows]) == {"calibrate"}
-    judged = set(done.set_ids(done.spec.verdict.judge_on).tolist())
-    assert judged.isdisjoint(done.set_ids("queries").tolist())
+    judged = set(done.sets.ids(done.spec.verdict.judge_on).tolist())
+    assert judged.isdisjoint(done.sets.ids("queries").tolist())
 
 
 def test_bank_rows_keep_their_masks_and_seeds_through_the_chunks(done: Blueprint) -> None:
-    opened = open_bank(done, "evaluate", done.scored_ids, "margin")
-    rows = done.bank_rows_in_order("evaluate")
+    opened = open_bank(done, "evaluate", done.sets.scored, "margin")
+    rows = done.bank.rows("evaluate")
     np.testing.assert_array_equal(opened.masks, done.bank.masks[rows])
     place = 3
     table = run_sql(
         done.workspace.published,
         "SELECT value FROM bank_outputs JOIN bank USING (retrain_id) "
-        f"WHERE retrain_id = '{done.retrain_ids[rows[place]]}' ORDER BY query_id",
+        f"WHERE retrain_id = '{done.bank.ids[rows[place]]}' ORDER BY query_id",
         limit=None,
     ).rows
     published = np.array(table, dtype=np.float32).ravel()
@@ -182,6 +182,7 @@ def test_checkpoints_of_the_bank_are_models_of_its_masks(tmp_path: Path) -> None
     assert not plan.needs_checkpoints
     weights_found = plan.weights(plan.spec.attribution[0]) or ()
     assert len(weights_found) == plan.spec.train.seeds
+    assert set(plan.bank.kinds[plan.bank.checkpoint_rows]) == {"calibrate"}
     assert {each.manifest.stage for each in weights_found} == {"bank"}
 
 

@@ -1,0 +1,56 @@
+"""A job: what a task is told, and the blueprint that it finds by it."""
+
+import functools
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pydantic import AwareDatetime, Field
+
+from schemas.errors import CorruptArtifact
+from schemas.frozen import Frozen
+from schemas.spec import load_spec
+from store.artifacts import Artifacts
+from store.workspace import Workspace
+from tasks.blueprint import Blueprint
+
+
+class Job(Frozen):
+    """Which spec is worked on, and where: all that a task needs to be told."""
+
+    spec: Path
+    """The TOML file, absolute."""
+    workspace: Path
+    """The workspace's folder, absolute."""
+    data: str = ""
+    """Key of the ingested data; empty before the first stage."""
+    started_at: AwareDatetime = Field(default_factory=lambda: datetime.now(UTC))
+    """When the work began."""
+
+
+def attribution_names(job: Job) -> list[str]:
+    """Names of a job's attributions, in the order of its spec."""
+    return [attribution.name for attribution in blueprint(job).spec.attribution]
+
+
+def problem_names(job: Job) -> list[str]:
+    """Names of a job's problems, in the order of its spec."""
+    return [problem.name for problem in blueprint(job).spec.problem]
+
+
+def blueprint(job: Job) -> Blueprint:
+    """The blueprint of a job whose data is ingested; the same object for every task of a process.
+
+    Raises:
+        CorruptArtifact: The data set is not there, or lost a file.
+    """
+    # The file's time is a key, so that a long-lived worker sees an edited spec.
+    return _remembered(job, job.spec.stat().st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=4)
+def _remembered(job: Job, changed: int) -> Blueprint:  # noqa: ARG001
+    workspace = Workspace(job.workspace)
+    data = Artifacts(workspace.artifacts).find("data", job.data)
+    if data is None:
+        raise CorruptArtifact(f"the data set {job.data} lost a file; run again to rebuild it")
+    return Blueprint(load_spec(job.spec), workspace, data)

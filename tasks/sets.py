@@ -1,0 +1,78 @@
+"""The spec's sets of examples, as ids: which test rows are asked about, aimed at and judged on."""
+
+import functools
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from schemas.errors import QueryError
+from schemas.spec import CurationSpec
+from store.datasets import StoredDataset, select_ids
+
+IntArray = NDArray[np.int64]
+
+
+class ExampleSets:
+    """The sets of one spec on one data set; each set's SQL runs once, when it is first needed."""
+
+    def __init__(self, spec: CurationSpec, dataset: StoredDataset) -> None:
+        self._spec = spec
+        self._dataset = dataset
+        self._found: dict[str, IntArray] = {}
+
+    def ids(self, name: str) -> IntArray:
+        """Ids of a named set: test rows, in the order of the set's SQL.
+
+        Raises:
+            QueryError: The SQL fails, or finds a training row.
+        """
+        found = self._found.get(name)
+        if found is None:
+            found = select_ids(self._dataset, self._spec.sets[name], name=f"sets.{name}")
+            n_train = self._dataset.facts.n_train
+            inside = found[self._dataset.positions(found) < n_train]
+            if len(inside):
+                raise QueryError(
+                    f"sets.{name}: example {inside[0]} is a training row ({len(inside)} of "
+                    f"{len(found)} are); choose from split = 'test'"
+                )
+            self._found[name] = found
+        return found
+
+    @functools.cached_property
+    def scored(self) -> IntArray:
+        """Every test row that some set in use asks about, ascending: row j of every score.
+
+        Raises:
+            QueryError: A set cannot be used, or the judging rows are targets too.
+        """
+        self._refuse_overlap()
+        return np.unique(np.concatenate([self.ids(name) for name in dict.fromkeys(self._used())]))
+
+    @property
+    def tuning(self) -> str:
+        """The set whose single outputs tune and evaluate the attributions."""
+        return next(self._used())
+
+    def places(self, name: str) -> IntArray:
+        """Places of a set's rows among `scored`."""
+        return np.searchsorted(self.scored, self.ids(name)).astype(np.int64)
+
+    def _used(self) -> Iterator[str]:
+        if "queries" in self._spec.sets:
+            yield "queries"
+        for problem in self._spec.problem:
+            yield problem.targets
+        if self._spec.problem or "queries" not in self._spec.sets:
+            yield self._spec.verdict.judge_on
+
+    def _refuse_overlap(self) -> None:
+        judged = self._spec.verdict.judge_on
+        for problem in self._spec.problem:
+            shared = np.intersect1d(self.ids(problem.targets), self.ids(judged))
+            if len(shared):
+                raise QueryError(
+                    f"sets.{judged}: {len(shared)} rows, example {shared[0]} among them, are "
+                    f"targets of problem '{problem.name}'; judge on rows that the solver never saw"
+                )
