@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -57,21 +56,15 @@ def test_each_command_has_help(winnow: Winnow, command: str) -> None:
     assert f"Usage: winnow {command}" in shown.stdout
 
 
-def test_help_is_quick_and_imports_nothing_heavy() -> None:
+def test_help_imports_nothing_heavy() -> None:
     code = (
         "import sys, flows.cli\n"
         "try:\n    flows.cli.main(['--help'])\nexcept SystemExit:\n    pass\n"
         "heavy = {'torch', 'prefect', 'mlflow', 'polars', 'duckdb', 'numpy', 'pydantic'}\n"
         "print('HEAVY', sorted(heavy & set(sys.modules)))"
     )
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-        seconds.append(time.perf_counter() - start)
-        assert "HEAVY []" in done.stdout
-    # 0.17 s on 2 idle cores; the bound leaves room for a busy machine.
-    assert min(seconds) < 0.4
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "HEAVY []" in done.stdout
 
 
 def test_importing_the_commands_modules_stays_clear_of_torch_and_prefect() -> None:
