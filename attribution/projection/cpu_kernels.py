@@ -52,6 +52,33 @@ def _words(index, part, kind, seed, checkpoint):  # type: ignore[no-untyped-def]
     return x0, x1, x2, x3
 
 
+@numba.njit(nogil=True)
+def _words_of_parts(index, kind, seed, checkpoint, x):  # type: ignore[no-untyped-def]
+    """`reference.words` of one index and parts 0, 1, ...: fills uint64 [4, parts].
+
+    Round by round over all parts, so that the compiler takes several parts at a time.
+    """
+    mask, half = np.uint64(0xFFFFFFFF), np.uint64(32)
+    x0, x1, x2, x3 = x[0], x[1], x[2], x[3]
+    for part in range(x.shape[1]):
+        x0[part] = np.uint64(index) & mask
+        x1[part] = (np.uint64(index) >> half) | np.uint64(kind << 24)
+        x2[part] = np.uint64(checkpoint)
+        x3[part] = np.uint64(SLOT_BASE + part)
+    k0, k1 = np.uint64(seed) & mask, np.uint64(seed) >> half
+    for _ in range(10):
+        for part in range(x.shape[1]):
+            # The mask says that both factors have 32 bits: a product that vectors can do.
+            product0 = np.uint64(0xD2511F53) * (x0[part] & mask)
+            product1 = np.uint64(0xCD9E8D57) * (x2[part] & mask)
+            x0[part] = (product1 >> half) ^ x1[part] ^ k0
+            x1[part] = product1 & mask
+            x2[part] = (product0 >> half) ^ x3[part] ^ k1
+            x3[part] = product0 & mask
+        k0 = (k0 + np.uint64(0x9E3779B9)) & mask
+        k1 = (k1 + np.uint64(0xBB67AE85)) & mask
+
+
 # --- sparse ---------------------------------------------------------------------------------------
 
 
@@ -135,41 +162,54 @@ def fill_normals(first, last, start, seed, checkpoint, out):  # type: ignore[no-
     """
     dim = out.shape[1]
     parts = (dim + 3) // 4
-    a = np.empty(2 * parts, dtype=np.uint32)
-    b = np.empty(2 * parts, dtype=np.uint32)
-    floats = np.empty(2 * parts, dtype=np.float32)
+    pairs = 2 * parts
+    x = np.empty((4, parts), dtype=np.uint64)
+    # First the first pair of every part, then the second of every part.
+    a = np.empty(pairs, dtype=np.uint32)
+    b = np.empty(pairs, dtype=np.uint32)
+    floats = np.empty(pairs, dtype=np.float32)
     ints = floats.view(np.int32)
-    pairs = np.empty((2 * parts, 2), dtype=np.float32)
-    flat = pairs.reshape(4 * parts)
+    exponents = np.empty(pairs, dtype=np.float32)
+    cosines = np.empty(pairs, dtype=np.float32)
+    sines = np.empty(pairs, dtype=np.float32)
     for row in range(first, last):
+        _words_of_parts(start + row, GAUSSIAN, seed, checkpoint, x)
         for part in range(parts):
-            x0, x1, x2, x3 = _words(start + row, part, GAUSSIAN, seed, checkpoint)
-            a[2 * part], b[2 * part], a[2 * part + 1], b[2 * part + 1] = x0, x1, x2, x3
-        for i in range(2 * parts):
+            a[part], b[part] = x[0, part], x[1, part]
+            a[parts + part], b[parts + part] = x[2, part], x[3, part]
+        # Loops of their own, for ints is floats: within one loop the compiler would have to wait
+        # for each number, and takes one at a time instead of a vector.
+        for i in range(pairs):
             floats[i] = np.float32(np.int32(2 * (a[i] >> np.uint32(9)) + 1))
-        for i in range(2 * parts):
+        for i in range(pairs):
             bits = np.int32(ints[i] + np.int32(EXPONENT_SHIFT))
-            exponent = np.float32(np.int32((bits >> np.int32(23)) - np.int32(127 + 24)))
+            exponents[i] = np.float32(np.int32((bits >> np.int32(23)) - np.int32(127 + 24)))
             ints[i] = np.int32((bits & np.int32(0x7FFFFF)) + np.int32(MANTISSA_BASE))
+        for i in range(pairs):
             m = floats[i]
             s = (m - ONE) / (m + ONE)
             z = s * s
             log_m = s * (z * (((LOG9 * z + LOG7) * z + LOG5) * z + LOG3)) + TWO * s
-            radius = np.sqrt(MINUS_TWO * (exponent * LN2 + log_m))
+            radius = np.sqrt(MINUS_TWO * (exponents[i] * LN2 + log_m))
 
             turned = np.int32(b[i] & np.uint32(0x3FFFFFFF)) >> np.int32(7)
-            x = np.float32(np.int32(2 * turned + 1 - (1 << 23))) * ANGLE
-            z = x * x
-            sine = x * (z * (((SIN9 * z + SIN7) * z + SIN5) * z + SIN3)) + x
+            angle = np.float32(np.int32(2 * turned + 1 - (1 << 23))) * ANGLE
+            z = angle * angle
+            sine = angle * (z * (((SIN9 * z + SIN7) * z + SIN5) * z + SIN3)) + angle
             cosine = z * ((((COS10 * z + COS8) * z + COS6) * z + COS4) * z + COS2) + ONE
             quarter = b[i] >> np.uint32(30)
             odd = (quarter & np.uint32(1)) != 0
-            if quarter >= np.uint32(2):
-                radius = -radius
-            pairs[i, 0] = radius * (-sine if odd else cosine)
-            pairs[i, 1] = radius * (cosine if odd else sine)
-        for column in range(dim):
-            out[row, column] = flat[column]
+            radius = -radius if quarter >= np.uint32(2) else radius
+            cosines[i] = radius * (-sine if odd else cosine)
+            sines[i] = radius * (cosine if odd else sine)
+        for part in range(dim // 4):
+            out[row, 4 * part], out[row, 4 * part + 1] = cosines[part], sines[part]
+            out[row, 4 * part + 2] = cosines[parts + part]
+            out[row, 4 * part + 3] = sines[parts + part]
+        if dim % 4:
+            last_part = (cosines[parts - 1], sines[parts - 1], cosines[pairs - 1])
+            for column in range(dim - dim % 4, dim):
+                out[row, column] = last_part[column % 4]
 
 
 # --- hadamard -------------------------------------------------------------------------------------
@@ -266,9 +306,10 @@ def _walsh_hadamard(buffer):  # type: ignore[no-untyped-def]
     step = LANES
     while step < buffer.size:
         for base in range(0, buffer.size, 4 * step):
-            for i in range(base, base + step):
-                a, b = buffer[i], buffer[i + step]
-                c, d = buffer[i + 2 * step], buffer[i + 3 * step]
-                buffer[i], buffer[i + step] = (a + b) + (c + d), (a - b) + (c - d)
-                buffer[i + 2 * step], buffer[i + 3 * step] = (a + b) - (c + d), (a - b) - (c - d)
+            # Slices: the compiler then sees that no index is negative, and takes vectors.
+            w, x = buffer[base : base + step], buffer[base + step : base + 2 * step]
+            y, z = buffer[base + 2 * step : base + 3 * step], buffer[base + 3 * step :][:step]
+            for i in range(step):
+                a, b, c, d = w[i] + x[i], w[i] - x[i], y[i] + z[i], y[i] - z[i]
+                w[i], x[i], y[i], z[i] = a + c, b + d, a - c, b - d
         step *= 4
