@@ -5,7 +5,7 @@ it is, so that whoever projects both sides first never forms a weight's gradient
 """
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from attribution.gradients.layers import (
     cuts_by_rows,
     is_single,
     outer_shape,
+    patch_entries,
     projected,
     role_blocks,
     sides,
@@ -106,6 +107,29 @@ class GradientBlocks:
             for _, part in parts[1:]:
                 total = total + part
             yield offset + parts[0][0], total
+
+    def rows(self, chosen: slice) -> "GradientBlocks":
+        """The gradients of some rows of the batch; nothing is copied."""
+        return replace(
+            self,
+            n_rows=len(range(*chosen.indices(self.n_rows))),
+            uses={
+                module: [
+                    Use(module=module, given=use.given[chosen], delta=use.delta[chosen])
+                    for use in uses
+                ]
+                for module, uses in self.uses.items()
+            },
+            general={name: value[chosen] for name, value in self.general.items()},
+            template=self.template[chosen],
+        )
+
+    def entries(self, name: str) -> int:
+        """Numbers that `parameter` writes down for each row, patches included."""
+        size = self.layout.shapes[self.layout.names.index(name)].numel()
+        return max(
+            [size, *(patch_entries(use) for use, role in self.uses_of(name) if role != "bias")]
+        )
 
     def single(self, name: str) -> tuple[Tensor, Tensor] | None:
         """(left [B, out], right [B, in]) where the gradient is one plain outer product."""

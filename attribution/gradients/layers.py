@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from attribution.gradients.patches import padded, patches, unpadded_convolution
+from attribution.gradients.patches import padded, patches, unpadded_convolution, weight_gradients
 
 
 class Rule(StrEnum):
@@ -127,6 +127,8 @@ def role_blocks(use: Use, role: str, limit: int) -> Iterator[tuple[int, Tensor]]
         yield 0, (delta if channels_last else use.delta.flatten(2)).sum(-1)
     elif use.rule == Rule.LOOKUP:
         yield from _lookup_blocks(use, limit)
+    elif isinstance(use.module, _CONVOLUTIONS) and use.given.device.type == "cpu":
+        yield from _convolution_blocks(use.module, use, limit)
     else:
         yield from _outer_blocks(*sides(use), limit)
 
@@ -148,6 +150,14 @@ def is_single(use: Use) -> bool:
     return isinstance(use.module, nn.Linear) and use.given.numel() == (
         use.given.shape[0] * use.given.shape[-1]
     )
+
+
+def patch_entries(use: Use) -> int:
+    """Numbers in one row's patches; 0 where the input is used as it is."""
+    if not isinstance(use.module, _CONVOLUTIONS) or use.given.device.type == "cpu":
+        return 0
+    positions = use.delta[0].numel() // use.module.out_channels
+    return use.module.in_channels * math.prod(use.module.kernel_size) * positions
 
 
 def outer_shape(module: nn.Module) -> tuple[int, int] | None:
@@ -240,6 +250,18 @@ def _lookup_blocks(use: Use, limit: int) -> Iterator[tuple[int, Tensor]]:
         chosen = (place * count + tokens - start)[inside]
         block.index_add_(0, chosen, delta[inside])
         yield start * width, block.reshape(n_batch, -1)
+
+
+def _convolution_blocks(
+    module: nn.Conv1d | nn.Conv2d, use: Use, limit: int
+) -> Iterator[tuple[int, Tensor]]:
+    n_in = math.prod(module.weight.shape[1:])
+    rows = max(1, limit // max(1, use.given.shape[0] * n_in))
+    if module.groups > 1:
+        rows = module.out_channels  # depthwise and the like are small
+    for start in range(0, module.out_channels, rows):
+        delta = use.delta[:, start : start + rows]
+        yield start * n_in, weight_gradients(module, use.given, delta, module.groups)
 
 
 def _outer_blocks(left: Tensor, right: Tensor, limit: int) -> Iterator[tuple[int, Tensor]]:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from attribution.projection import choice
+from attribution.projection import choice, rowwise
 from attribution.projection.factored import factored_sketch
 from attribution.projection.kinds import Projection, ProjectionKind
 from attribution.projection.streamed import sketch_blocks
@@ -43,4 +43,7 @@ def sketch(
     if projection.kind == ProjectionKind.FACTORED:
         batch = choice.two_sided(blocks, projection)
         return factored_sketch(batch, projection.dim, **options)
+    if dtype is None and rowwise.suits(blocks, projection, p):
+        batch = choice.two_sided(blocks, projection)
+        return rowwise.sparse_sketch(batch, projection, **options)
     return sketch_blocks(blocks, projection, **options, dtype=dtype)

@@ -186,3 +186,34 @@ def test_bfloat16_gradients_are_near_and_accumulated_in_float32(name: str, kind:
     assert rough.dtype == torch.float32
     error = (rough.double() - exact).norm(dim=1) / exact.norm(dim=1)
     assert 1e-6 < float(error.max()) < 0.05
+
+
+@pytest.mark.parametrize("name", ["mlp", "pictures", "words"])
+@pytest.mark.parametrize("nonzeros", [1, 3])
+def test_the_row_by_row_sparse_sketch_is_the_block_by_block_one(name: str, nonzeros: int) -> None:
+    for dtype, near in ((torch.float64, 1e-9), (torch.float32, 2e-4)):
+        owner, inputs, targets = passed(name, dtype=dtype)
+        blocks, p = owner.run(inputs, targets).blocks(), owner.layout.size
+        projection = Projection(dim=57, nonzeros=nonzeros)
+        got = sketch(blocks, projection, **KEY, p=p)
+        want = sketch(list(blocks), projection, **KEY, p=p)
+        assert got.dtype == dtype
+        torch.testing.assert_close(got, want, rtol=near, atol=near)
+        # The draws are kept; another checkpoint has its own.
+        again = sketch(blocks, projection, seed=11, checkpoint=3, p=p)
+        other = sketch(list(blocks), projection, seed=11, checkpoint=3, p=p)
+        torch.testing.assert_close(again, other, rtol=near, atol=near)
+
+
+def test_outer_products_are_cut_at_eight_rows_and_by_threads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.manual_seed(1)
+    model = build("linear", (200,), 30)
+    owner = PerExampleGradients(model, None, output="margin", dtype=torch.float64)
+    blocks = owner.run(torch.randn(61, 200), torch.arange(61) % 30).blocks()
+    options = {"projection": Projection(dim=64), **KEY, "p": owner.layout.size}
+    want = sketch(list(blocks), **options)
+    for threads in (1, 2, 3):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        torch.testing.assert_close(sketch(blocks, **options), want, rtol=1e-9, atol=1e-10)
