@@ -77,8 +77,8 @@ class OuterBlock:
     def settle(self, n_rows: int, n_passes: int) -> Tensor:  # noqa: D102
         if not isinstance(self._a, Tensor):
             return torch.zeros(self.size, dtype=torch.float64)
-        columns, self._columns = torch.linalg.eigh(self._a / (n_rows * n_passes))
-        rows, self._rows = torch.linalg.eigh(self._b / n_rows)
+        columns, self._columns = _eigh(self._a / (n_rows * n_passes))
+        rows, self._rows = _eigh(self._b / n_rows)
         self._a = self._b = 0.0
         return torch.outer(rows.clamp(min=0), columns.clamp(min=0)).flatten()
 
@@ -112,7 +112,7 @@ class TableBlock:
     def settle(self, n_rows: int, n_passes: int) -> Tensor:  # noqa: ARG002, D102
         if not isinstance(self._b, Tensor):
             return torch.zeros(self.size, dtype=torch.float64)
-        columns, self._columns = torch.linalg.eigh(self._b / n_rows)
+        columns, self._columns = _eigh(self._b / n_rows)
         shares = self._tokens / self._tokens.sum().clamp(min=torch.finfo(torch.float64).tiny)
         self._b = self._tokens = 0.0
         return torch.outer(shares, columns.clamp(min=0)).flatten()
@@ -145,7 +145,7 @@ class SmallBlock:
         self._b = 0.0
         if not self.dense:
             return found
-        values, self._basis = torch.linalg.eigh(found)
+        values, self._basis = _eigh(found)
         return values.clamp(min=0)
 
     def rotate(self, blocks: GradientBlocks) -> Tensor:  # noqa: D102
@@ -227,12 +227,22 @@ def fit_factors(
     made = Factors(blocks=found, factored=torch.cat(factored), corrected=corrected)
     for blocks in batches():
         corrected += made.rotate(blocks).double().square().sum(0) / len(rows)
-    if not bool(torch.isfinite(corrected).all() and torch.isfinite(made.factored).all()):
-        raise DataError(
-            f"the curvature at checkpoint {checkpoint} is NaN or infinite; the model overflows on "
-            "a training row: train the checkpoint again, or use dtype=torch.float64"
-        )
+    _refuse_overflow(corrected)
     return made
+
+
+def _eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    _refuse_overflow(matrix)
+    values, vectors = torch.linalg.eigh(matrix)
+    return values, vectors
+
+
+def _refuse_overflow(values: Tensor) -> None:
+    if not bool(torch.isfinite(values).all()):
+        raise DataError(
+            "the Fisher matrix holds NaN or infinity; the model overflows on a training row: "
+            "train the checkpoint again, or use dtype=torch.float64"
+        )
 
 
 def _blocks_of(blocks: GradientBlocks) -> tuple[Block, ...]:

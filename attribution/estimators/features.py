@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from attribution.estimators.gaussnewton import GGN_CLASSES, rest_of_curvature
 from attribution.gradients import PerExampleGradients
 from attribution.outputs import OutputLike, output_name, tangent, task_output
-from attribution.projection import Projection, fingerprint, sketch
+from attribution.projection import Projection, fingerprint_of, sketch
 from attribution.rows import Rows
 from schemas.errors import DataError, ShapeError
 
@@ -143,12 +143,13 @@ def featurize(
     sketches = torch.empty(len(source), projection.width(n_parameters), dtype=dtype, device=device)
     residual = torch.empty(len(source), dtype=dtype, device=device)
     curvature = torch.empty(len(source), dtype=dtype, device=device)
-    size, n_outputs = batch_rows(batch_size, n_parameters), 0
+    size, n_outputs, matrix_name = batch_rows(batch_size, n_parameters), 0, ""
     for positions, inputs, targets in source.batches(size):
         batch = owner.run(inputs, targets)
-        sketches[positions] = sketch(
-            batch.blocks(), projection, seed=seed, checkpoint=checkpoint, p=n_parameters
-        )
+        blocks: Any = batch.blocks()
+        key: dict[str, Any] = {"seed": seed, "checkpoint": checkpoint, "p": n_parameters}
+        sketches[positions] = sketch(blocks, projection, **key)
+        matrix_name = fingerprint_of(blocks, projection, **key)
         if targets.is_floating_point():
             targets = targets.to(dtype)
         residual[positions], curvature[positions] = tangent(task, batch.logits, targets.to(device))
@@ -172,7 +173,7 @@ def featurize(
         sketch=sketches,
         residual=residual,
         curvature=curvature,
-        fingerprint=fingerprint(projection, seed=seed, checkpoint=checkpoint, p=n_parameters),
+        fingerprint=matrix_name,
         rest=None if is_gram else rest,
         rest_gram=rest if is_gram else None,
     )

@@ -164,7 +164,7 @@ def trak_scores(
     Raises:
         ShapeError: Features do not fit together, or an option is out of range.
     """
-    n_train, n_query = _check(train, queries, average)
+    n_train, n_query = check_sides(train, queries, average)
     solved, columns, sides = [], [], []
     for own, asked in zip(train, queries, strict=True):
         kind = working_dtype(dtype, damping, own)
@@ -203,7 +203,7 @@ def self_influence(
     Arguments as those of `trak_scores`, whose diagonal it is where the queries are the training
     rows and the output is the task's own.
     """
-    _check(train, train, average)
+    check_sides(train, train, average)
     parts, residuals = [], []
     for own in train:
         kind = working_dtype(dtype, damping, own)
@@ -221,7 +221,14 @@ def self_influence(
     return values.to("cpu", torch.float32).numpy()
 
 
-def _check(train: Sequence[Features], queries: Sequence[Features], average: str) -> tuple[int, int]:
+def check_sides(
+    train: Sequence[Features], queries: Sequence[Features], average: str
+) -> tuple[int, int]:
+    """Numbers of training rows and queries of features that fit together.
+
+    Raises:
+        ShapeError: They do not, or the average is unknown.
+    """
     if average not in set(Average):
         raise ShapeError(f"unknown average {average!r}; say {' or '.join(Average)}")
     if not train or len(train) != len(queries):
