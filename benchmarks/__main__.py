@@ -110,7 +110,7 @@ def _section(truth: Truth, rows: Sequence[Row], counts: Sequence[int]) -> str:
         f"## {truth.name}\n\n{parameters} parameters, {size.n_train} rows, {size.n_query} queries. "
         f"LDS with its 95 % interval over {size.judging} half-subsets x {size.seeds} seeds; "
         f"dampings chosen on {size.tuning} others. {SECONDS_ARE}, at the best damping; "
-        "imports and tuning are not counted, compilation is."
+        "imports, compilation and tuning are not counted."
     )
     tables = [f"### {count} checkpoint(s)\n\n{table(rows, count)}" for count in counts]
     lines = [ratio_line(rows, count) for count in counts]

@@ -1,16 +1,17 @@
 """The problems that methods are compared on, with their ground truth: retrained networks."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from sklearn.datasets import load_digits
 from torch import nn
 
 from attribution.bank import RetrainBank, draw_masks, train_bank
 from attribution.streams import Purpose, stream
 from attribution.training import Recipe, train_models
+from benchmarks.lds_digits import RECIPE
+from benchmarks.lds_digits import problem as digits
 from benchmarks.peers.exchange import State, network, write_problem
 
 Pair = tuple[np.ndarray, np.ndarray]
@@ -41,22 +42,14 @@ class Truth:
     tune: RetrainBank
 
 
-def digits(size: Size, seed: int) -> tuple[Pair, Pair]:
-    """Train and query arrays: pixels shifted and scaled as one, by the training rows; labels."""
-    data = load_digits()
-    labels = data.target.astype(np.int64)
-    order = stream(seed, Purpose.SPLIT).permutation(len(labels))
-    train, queries = order[: size.n_train], order[size.n_train : size.n_train + size.n_query]
-    pixels = data.data[train]
-    inputs = ((data.data - pixels.mean()) / pixels.std()).astype(np.float32)
-    return (inputs[train], labels[train]), (inputs[queries], labels[queries])
-
-
 def make(architecture: str, folder: Path, size: Size | None = None, seed: int = 0) -> Truth:
     """Train banks and checkpoints of a network on digits, and write them for the peers."""
     size = size or Size()
-    train, queries = digits(size, seed)
-    recipe = Recipe(lr=0.05, momentum=0.9, weight_decay=1e-3, epochs=size.epochs, batch_size=50)
+    train, queries = (
+        (inputs[:count], labels[:count])
+        for (inputs, labels), count in zip(digits(seed), (size.n_train, size.n_query), strict=True)
+    )
+    recipe = replace(RECIPE, epochs=size.epochs)
 
     def model() -> nn.Module:
         return network(architecture)
