@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from attribution.estimators.gaussnewton import GGN_CLASSES, rest_of_curvature
-from attribution.gradients import PerExampleGradients
+from attribution.gradients import BLOCK_ENTRIES, PerExampleGradients
 from attribution.outputs import OutputLike, output_name, tangent, task_output
 from attribution.projection import Projection, fingerprint_of, sketch
 from attribution.rows import Rows
@@ -23,6 +23,8 @@ from schemas.errors import DataError, ShapeError
 
 # Largest number of gradient entries that a batch may hold at once (1 GiB of float32).
 BATCH_ENTRIES = 2**28
+# Bytes that a batch may take while it is featurised.
+MEMORY = 2**30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +114,8 @@ def featurize(
     checkpoint: int = 0,
     device: str = "cpu",
     batch_size: int | str = "auto",
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | str = torch.float32,
+    memory: int = MEMORY,
     name: str = "rows",
     ggn: bool = False,
     ggn_classes: int = GGN_CLASSES,
@@ -130,7 +133,10 @@ def featurize(
         checkpoint: Index of the checkpoint; each has a projection of its own.
         device: "cpu" or "cuda".
         batch_size: Rows at a time, or "auto": as many as 1 GiB of gradients allows, at most 256.
-        dtype: Type of weights, gradients and sketch.
+        dtype: Type of weights, activations and gradients: float32, float64, or bfloat16, whose
+            sums and sketches are float32.
+        memory: Bytes that a batch may take, about; batches are made smaller where they would not
+            fit.
         name: What messages call the rows.
         ggn: Also find what curvature "ggn" needs; for training rows.
         ggn_classes: Classes of each row that it takes, one pass each: those that matter most for
@@ -138,20 +144,24 @@ def featurize(
     """
     projection = projection or Projection()
     source = rows if isinstance(rows, Rows) else Rows(rows, name)
+    dtype = floating_type(dtype)
     owner = PerExampleGradients(model, state, output=output, device=device, dtype=dtype)
     n_parameters = owner.layout.size
-    sketches = torch.empty(len(source), projection.width(n_parameters), dtype=dtype, device=device)
-    residual = torch.empty(len(source), dtype=dtype, device=device)
-    curvature = torch.empty(len(source), dtype=dtype, device=device)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    sketches = torch.empty(len(source), projection.width(n_parameters), dtype=wide, device=device)
+    residual = torch.empty(len(source), dtype=wide, device=device)
+    curvature = torch.empty(len(source), dtype=wide, device=device)
     size, n_outputs, matrix_name = batch_rows(batch_size, n_parameters), 0, ""
+    size = min(size, max(1, memory // max(1, owner.row_bytes(*source.batch(0, 1)))))
+    limit = max(1, min(BLOCK_ENTRIES, memory // 4 // dtype.itemsize))
     for positions, inputs, targets in source.batches(size):
         batch = owner.run(inputs, targets)
-        blocks: Any = batch.blocks()
+        blocks: Any = batch.blocks(limit)
         key: dict[str, Any] = {"seed": seed, "checkpoint": checkpoint, "p": n_parameters}
         sketches[positions] = sketch(blocks, projection, **key)
         matrix_name = fingerprint_of(blocks, projection, **key)
         if targets.is_floating_point():
-            targets = targets.to(dtype)
+            targets = targets.to(wide)
         residual[positions], curvature[positions] = tangent(task, batch.logits, targets.to(device))
         n_outputs = batch.logits.shape[1]
     rest, is_gram = None, False
@@ -177,6 +187,19 @@ def featurize(
         rest=None if is_gram else rest,
         rest_gram=rest if is_gram else None,
     )
+
+
+def floating_type(dtype: torch.dtype | str) -> torch.dtype:
+    """A floating type by itself or by its name.
+
+    Raises:
+        ShapeError: It is none of float32, float64 and bfloat16.
+    """
+    known = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
+    found = known.get(dtype) if isinstance(dtype, str) else dtype
+    if found is None or found not in known.values():
+        raise ShapeError(f"dtype is {dtype!r}; give one of {', '.join(known)}")
+    return found
 
 
 def batch_rows(batch_size: int | str, n_parameters: int) -> int:

@@ -89,7 +89,8 @@ def rest_of_curvature(
     width = projection.width(owner.layout.size)
     dense = len(rows) * kept > width
     total = torch.zeros(width, width, dtype=torch.float64, device=device) if dense else None
-    parts = [torch.zeros(0, width, dtype=dtype, device=device)]
+    kind = torch.float64 if dtype == torch.float64 else torch.float32
+    parts = [torch.zeros(0, width, dtype=kind, device=device)]
     for _, inputs, targets in rows.batches(batch_size) if kept else ():
         found = []
         for output.slot in range(kept):

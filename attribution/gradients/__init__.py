@@ -7,10 +7,16 @@ is a private copy: the caller's mode, weights and hooks are never touched.
 """
 
 from attribution.gradients.blocks import GradientBlocks, OuterLayer
-from attribution.gradients.perexample import GradientPass, PerExampleGradients, gradient_blocks
+from attribution.gradients.perexample import (
+    BLOCK_ENTRIES,
+    GradientPass,
+    PerExampleGradients,
+    gradient_blocks,
+)
 from attribution.gradients.plan import Layout, layout_of
 
 __all__ = [
+    "BLOCK_ENTRIES",
     "GradientBlocks",
     "GradientPass",
     "Layout",

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from attribution.gradients.blocks import GradientBlocks
-from attribution.gradients.layers import Use
+from attribution.gradients.layers import Use, patch_entries
 from attribution.gradients.plan import Layout, Plan, layout_of, make_plan, register
 from attribution.outputs import OutputLike, check_targets, evaluate, evaluate_unchecked
 from attribution.rows import Inputs, call, n_rows, take, to
@@ -127,6 +127,25 @@ class PerExampleGradients:
         return GradientPass(
             logits=logits, n_rows=n_rows(inputs), _owner=self, _uses=uses, _general=general
         )
+
+    def row_bytes(self, inputs: Inputs, targets: Tensor) -> int:
+        """Memory that one more row of a batch takes while its gradients are found, about.
+
+        Inputs and output gradients of the layers are held, and what autograd saves beside them,
+        taken to be as much again; a parameter without a rule is written down for each row.
+
+        Args:
+            inputs: A row or two of what is to come.
+            targets: Theirs.
+        """
+        found = self.run(inputs, targets)
+        held = [(use.given, use.delta) for uses in found._uses.values() for use in uses]
+        layers = sum(given.nbytes + 2 * delta.nbytes for given, delta in held)
+        general = sum(value.nbytes for value in found._general.values())
+        patches = max(
+            (patch_entries(use) for uses in found._uses.values() for use in uses), default=0
+        )
+        return 2 * (layers + general) // found.n_rows + patches * self.dtype.itemsize
 
     def _hooked_pass(
         self, inputs: Inputs, targets: Tensor
