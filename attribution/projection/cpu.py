@@ -19,8 +19,9 @@ from attribution.projection.reference import BLOCK
 
 # Columns and signs of one chunk (8 bytes an entry) stay in the second-level cache.
 SPARSE_CHUNK = 1 << 15
-# Numbers of a dense matrix that exist at a time.
-DENSE_CHUNK = 1 << 21
+# Numbers of a dense matrix that exist at a time: 32 MiB in float32. To 4096 columns the rademacher
+# kind takes 1.5 times the plain product; at 1 << 21 it took 2.3 times (2 threads, torch 2.13).
+DENSE_CHUNK = 1 << 23
 # Below this many numbers a thread takes longer to wake than to finish.
 SMALL = 1 << 18
 
