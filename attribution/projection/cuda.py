@@ -45,8 +45,8 @@ def add_sketch(
 ) -> None:
     """`launches.add_sketch` for tensors on a CUDA device."""
     index = out.device.index
-    stream = torch.cuda.current_stream(out.device).cuda_stream
-    with cupy.cuda.Device(index), cupy.cuda.ExternalStream(stream, index):
+    stream = cupy.cuda.Stream.from_external(torch.cuda.current_stream(out.device))
+    with cupy.cuda.Device(index), stream:
         launches.add_sketch(
             gradients,
             out,
