@@ -2,9 +2,8 @@
 
 H is the curvature of the SUM of training losses at a checkpoint, f_q any output, l_i the training
 loss of row i; tau > 0: having i in training raises f_q. s = ridge + rho * unit, where unit is
-tr(J^T D J) / min(n (K-1), p), the mean non-zero eigenvalue of the Gauss-Newton matrix (K - 1 is 1
-for regressions), whichever curvature is inverted. Checkpoints are averaged. Gradients and vectors
-pass in blocks; what is kept is the [q, n] result.
+tr(J^T D J) / min(n, p) of the Gauss-Newton matrix, whichever curvature is inverted. Checkpoints
+are averaged. Gradients and vectors pass in blocks; what is kept is the [q, n] result.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -84,8 +83,8 @@ def estimate(
         solver: "cg"; "exact" (p up to 20 000); "lissa" (Agarwal et al. 2017); "arnoldi" (top
             eigenpairs, the rest of each gradient dropped: Schioppa et al. 2022); "lanczos" (the
             same eigenpairs, the rest kept as where H = 0); "nystrom" (Frangella et al. 2023).
-        damping: rho >= 0 in mean non-zero eigenvalues of the Gauss-Newton matrix, or "auto":
-            tuned on the bank, 1 without one. It comes on top of the ridge.
+        damping: rho >= 0 in units of tr(J^T D J) / min(n, p), or "auto": tuned on the bank, 1
+            without one. It comes on top of the ridge.
         ridge: n * weight decay, where the recipe minimises mean loss + weight decay / 2 |theta|^2:
             added to H, and ridge / n * theta to the gradient of each row.
         rank: Eigenpairs of "arnoldi", "lanczos" and "nystrom".
@@ -139,7 +138,7 @@ def estimate(
         "damping": chosen.rho,
         "damping_table": chosen.table,
         "chosen_from": chosen.chosen_from,
-        "mean_eigenvalue": units,
+        "unit": units,
         "solver": facts,
         "fingerprint": [f"exact:checkpoint={number}" for number in range(len(systems))],
         "options": {

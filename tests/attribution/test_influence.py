@@ -102,8 +102,7 @@ class Truth:
         ridge: float = 0.0,
     ) -> np.ndarray:
         g = self.gauss_newton(train)
-        outputs = self.logits(self.theta, train[0]).shape[1]
-        rank = min(len(train[1]) * max(outputs - 1, 1), len(self.theta))
+        rank = min(len(train[1]), len(self.theta))
         shift = ridge + rho * float(g.trace()) / rank
         h = g if hessian == "gauss-newton" else self.hessian(train)
         h = h + shift * torch.eye(len(h), dtype=DOUBLE)
@@ -149,7 +148,7 @@ def test_products_are_those_of_the_summed_loss(hessian: str) -> None:
     vectors = torch.from_numpy(stream(4).standard_normal((7, curvature.size)))
     torch.testing.assert_close(curvature.product(vectors), vectors @ dense)
     torch.testing.assert_close(curvature.dense(), dense)
-    want = float(truth.gauss_newton(TRAIN).trace()) / min(N * (K - 1), curvature.size)
+    want = float(truth.gauss_newton(TRAIN).trace()) / min(N, curvature.size)
     assert curvature.mean_eigenvalue() == pytest.approx(want)
 
 
@@ -265,7 +264,7 @@ def test_fewer_eigenpairs_keep_or_drop_the_rest() -> None:
     g = truth.gauss_newton(TRAIN)
     values, vectors = torch.linalg.eigh(g)
     kept, basis = values[-rank:], vectors[:, -rank:]
-    shift = 0.7 * float(g.trace()) / min(N * (K - 1), len(g))
+    shift = 0.7 * float(g.trace()) / min(N, len(g))
     inside = basis @ torch.diag(1 / (kept + shift)) @ basis.T
     outside = (torch.eye(len(g), dtype=DOUBLE) - basis @ basis.T) / shift
     q, each = truth.gradients(QUERIES, "margin"), truth.gradients(TRAIN, "loss")
@@ -293,7 +292,7 @@ def test_single_precision_is_close() -> None:
 
 def test_a_sum_of_inverses_of_batches_is_not_what_is_computed() -> None:
     truth = Truth(net(), states()[0], "classification")
-    shift = 6.0 * float(truth.gauss_newton(TRAIN).trace()) / min(N * (K - 1), len(truth.theta))
+    shift = 6.0 * float(truth.gauss_newton(TRAIN).trace()) / min(N, len(truth.theta))
     identity = torch.eye(len(truth.theta), dtype=DOUBLE)
     summed = torch.zeros_like(identity)
     for start in range(0, N, 6):
@@ -317,7 +316,7 @@ def test_damping_is_added_to_the_curvature_never_taken_off(solver: str) -> None:
     ]
     assert sizes[0].mean() > sizes[1].mean() > sizes[2].mean()
     truth = Truth(net(), states()[0], "classification")
-    shift = 5e4 * float(truth.gauss_newton(TRAIN).trace()) / min(N * (K - 1), len(truth.theta))
+    shift = 5e4 * float(truth.gauss_newton(TRAIN).trace()) / min(N, len(truth.theta))
     dots = truth.gradients(QUERIES, "margin") @ truth.gradients(TRAIN, "loss").T
     # Far above the curvature only the damping is left: minus the inner product, over the shift.
     got = attribute("influence", net(), states(), **options, **(OPTIONS | {"damping": 5e4}))
@@ -325,14 +324,13 @@ def test_damping_is_added_to_the_curvature_never_taken_off(solver: str) -> None:
 
 
 def test_losses_are_summed_not_averaged() -> None:
-    twice = tuple(torch.cat([part, part]) for part in TRAIN)
-    once = attribute("influence", net(), states(), tolerance=1e-9, **OPTIONS)
-    got = attribute("influence", net(), states(), tolerance=1e-9, **(OPTIONS | {"train": twice}))
-    # Twice the rows: twice the curvature, and a unit that is a mean over as many eigenvalues as
-    # there are parameters doubles with it. Each copy has half the influence.
-    assert N * (K - 1) > 35
-    close(got[:, :N], once / 2, 1e-4)
-    close(got[:, N:], once / 2, 1e-4)
+    # As many rows as parameters (35) or more, so that the unit of damping grows with the rows too.
+    twice, four = (tuple(torch.cat([part] * count) for part in TRAIN) for count in (2, 4))
+    few = attribute("influence", net(), states(), tolerance=1e-9, **(OPTIONS | {"train": twice}))
+    many = attribute("influence", net(), states(), tolerance=1e-9, **(OPTIONS | {"train": four}))
+    # Twice the rows, twice the curvature: each copy has half the influence.
+    close(many[:, : 2 * N], few / 2, 1e-4)
+    close(many[:, 2 * N :], few / 2, 1e-4)
 
 
 def test_dropout_is_off() -> None:
@@ -435,7 +433,7 @@ def test_layers_of_every_kind_have_products() -> None:
     truth.theta = torch.cat([value.detach().flatten() for _, value in truth.named])
     got = attribute("influence", model, [model.state_dict()], tolerance=1e-9, **OPTIONS)
     g = truth.gauss_newton(TRAIN)
-    shift = 0.7 * float(g.trace()) / min(N * (K - 1), len(g))
+    shift = 0.7 * float(g.trace()) / min(N, len(g))
     each = truth.gradients(TRAIN, "loss")
     solved = torch.linalg.solve(g + shift * torch.eye(len(g), dtype=DOUBLE), each.T)
     close(got, (-truth.gradients(QUERIES, "margin") @ solved).numpy())
