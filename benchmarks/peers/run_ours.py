@@ -27,7 +27,7 @@ def ours(problem: Problem, options: Mapping[str, str]) -> Iterator[Answer]:
     with clock.stage("total"):
         scores = attribute(method, problem.model(), problem.states, **request)
     yield Answer(setting=_setting(scores.record), scores=scores, clock=clock)
-    if "damping" not in scores.record:
+    if scores.record.get("damping") is None:
         return
     bank = SimpleNamespace(masks=problem.masks, outputs=problem.outputs)
     tuned = attribute(method, problem.model(), problem.states, bank=bank, **request)
@@ -39,7 +39,8 @@ def ours(problem: Problem, options: Mapping[str, str]) -> Iterator[Answer]:
 
 
 def _setting(record: Mapping[str, Any]) -> str:
-    return f"rho {record['damping']:g}" if "damping" in record else "no damping"
+    damping = record.get("damping")
+    return "no damping" if damping is None else f"rho {damping:g}"
 
 
 if __name__ == "__main__":
