@@ -18,8 +18,8 @@ WIDEST_SKETCH = {
 class ProjectionSpec(Frozen):
     """``attribution.projection``: how gradients are compressed."""
 
-    kind: Literal["sparse", "rademacher", "gaussian", "hadamard"] = "sparse"
-    """Add each entry to a few random places; or mix all, by dense matrices or fast transforms."""
+    kind: Literal["sparse", "rademacher", "gaussian", "hadamard", "factored", "auto"] = "sparse"
+    """Random places, dense matrices, fast transforms, both sides of each weight, or by cost."""
     dim: Annotated[int, Field(gt=0)] = 2048
     """Numbers kept of each gradient."""
     nonzeros: Annotated[int, Field(gt=0)] = 1
@@ -29,7 +29,7 @@ class ProjectionSpec(Frozen):
     def _places_fit(self) -> Self:
         if self.kind != "sparse" and self.nonzeros != 1:
             refuse([(("nonzeros",), f"kind {self.kind!r} has none to choose; leave it out")])
-        widest = WIDEST_SKETCH[self.kind]
+        widest = WIDEST_SKETCH.get(self.kind, WIDEST_SKETCH["sparse"])
         if self.dim > widest:
             refuse([(("dim",), f"{self.dim} for kind {self.kind!r}; write at most {widest}")])
         if self.nonzeros > self.dim:

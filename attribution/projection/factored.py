@@ -81,9 +81,10 @@ def allocate(layers: Sequence[OuterLayer], p: int, dim: int) -> Allocation:
     """Share the columns of a sketch between the layers of a model.
 
     Everyone has an equal share, whatever their size; who needs less (the whole gradient fits)
-    returns the remainder to the others. A layer's two widths are as equal as their product and
-    the weight's shape allow, for then the error is smallest; what rounding leaves over falls to
-    the rest.
+    returns the remainder to the others. Shares in proportion to the size or to its root did no
+    better (LDS 0.222 and 0.229 against 0.225 at width 2048, see `choice`). A layer's two widths
+    are as equal as their product and the weight's shape allow, for then the error is smallest;
+    what rounding leaves over falls to the rest.
 
     Args:
         layers: The layers with two sides.

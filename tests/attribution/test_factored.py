@@ -59,7 +59,7 @@ def case(name: str) -> tuple[nn.Module, Tensor]:
         return Words(), torch.randint(9, (N, 4))
     inputs = torch.randn(N, 2, 8, 9)
     if name == "resnet":
-        return build("resnet", (2, 8, 9), 3, width=8), inputs
+        return build("resnet", (2, 8, 9), 3, width=8, blocks=[1]), inputs
     model = pictures() if name == "pictures" else build("mlp", (2, 8, 9), 3, hidden=[20, 7])
     model(inputs)
     return model, inputs

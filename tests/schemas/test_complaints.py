@@ -259,7 +259,7 @@ def test_one_mistake_gives_one_line(lines: str, complaint: str) -> None:
             'method = "trak"\nprojection.kind = "hadamar"',
             (
                 "attribution[0].projection.kind: found 'hadamar'; "
-                "write 'sparse', 'rademacher', 'gaussian' or 'hadamard'"
+                "write 'sparse', 'rademacher', 'gaussian', 'hadamard', 'factored' or 'auto'"
             ),
         ),
         (
