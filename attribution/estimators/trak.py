@@ -32,7 +32,7 @@ from attribution.estimators.kernel import Curvature, Gram, leverage_factor, work
 from attribution.estimators.request import Clock, Record, Request, Sink, open_sink
 from attribution.gradients import layout_of
 from attribution.outputs import OutputLike, task_output
-from attribution.projection import Projection
+from attribution.projection import Projection, sketch_implementation
 from attribution.rows import Rows
 from schemas.errors import ShapeError
 
@@ -122,6 +122,7 @@ def estimate(
         "damping_table": chosen.table,
         "chosen_from": chosen.chosen_from,
         "fingerprint": [own.fingerprint for own in train],
+        "sketch": sketch_implementation(request.device, sketcher),
         "options": {
             **options,
             **({"ggn_classes": ggn_classes} if ggn else {}),
