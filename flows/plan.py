@@ -9,7 +9,7 @@ from store.workspace import Workspace
 from tasks.blueprint import STAGES, Blueprint
 from tasks.ingest import STAGE as DATA
 from tasks.ingest import data_key
-from tasks.sources import source_digest
+from tasks.intake.sources import source_digest
 
 
 class PlanStep(NamedTuple):

@@ -18,7 +18,7 @@ test_fraction = 0.2
 corrupt = {{ labels = 0.1 }}           # for this example only: 10 % wrong labels to be found again
 
 [model]
-build = "mlp"                        # linear, mlp, or "python:recipe.py:build_model"
+build = "mlp"                        # linear, mlp, cnn, resnet, or "python:recipe.py:build_model"
 options = {{ hidden = [64] }}
 
 [train]

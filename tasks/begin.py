@@ -12,10 +12,10 @@ from store.artifacts import Artifacts
 from store.workspace import Workspace
 from tasks.blueprint import STAGES
 from tasks.ingest import data_key
+from tasks.intake.sources import source_digest
 from tasks.job import Job, blueprint
 from tasks.preflight import ingested
 from tasks.progress import recording
-from tasks.sources import source_digest
 
 
 @task(name="ingest", cache_policy=NO_CACHE)

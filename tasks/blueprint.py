@@ -29,7 +29,7 @@ from store.datasets import StoredDataset, load_dataset
 from store.workspace import Workspace
 from tasks.bank_plan import BANK_VERSION, BankPlan, draw_bank
 from tasks.ingest import SCALING_FILE
-from tasks.recipes import recipe_digest
+from tasks.intake.recipes import recipe_digest
 from tasks.sets import ExampleSets
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ class Blueprint:
 
     def build_model(self) -> "nn.Module":
         """A new, untrained model of the spec."""
-        from tasks.recipes import build_user_model
+        from tasks.intake.recipes import build_user_model
 
         model, facts = self.spec.model, self.dataset.facts
         return build_user_model(

@@ -79,6 +79,7 @@ def _featurize(plan: Blueprint, shard: FeatureShard) -> Manifest:
         seed=plan.spec.seed,
         checkpoint=shard.checkpoint,
         device=resolve(plan.spec.compute.device),
+        memory=plan.spec.compute.memory_bytes,
     )
     return _seal(plan, shard, features, weights[shard.checkpoint].digest)
 

@@ -26,10 +26,10 @@ from schemas.spec import CurationSpec, LoadedSpec
 from store.artifacts import Artifacts, artifact_key
 from store.datasets import write_dataset
 from store.workspace import Workspace
-from tasks import partition
+from tasks.intake import partition
+from tasks.intake.rows import Columns, Rows
+from tasks.intake.sources import read_rows, source_digest
 from tasks.progress import advance
-from tasks.rows import Columns, Rows
-from tasks.sources import read_rows, source_digest
 
 STAGE = "data"
 DATA_VERSION = 1

@@ -14,8 +14,8 @@ from schemas.frozen import nearest
 from schemas.spec import SelectSpec, load_spec
 from store.workspace import Workspace, open_workspace
 from tasks.blueprint import Blueprint
-from tasks.checkpoints import read_checkpoint
 from tasks.ingest import ingest
+from tasks.intake.checkpoints import read_checkpoint
 from tasks.job import Job, blueprint
 
 

@@ -16,7 +16,7 @@ from prefect.cache_policies import NO_CACHE
 from schemas.frozen import digest_of
 from schemas.manifest import Manifest
 from tasks.blueprint import VERSIONS, Blueprint
-from tasks.checkpoints import read_checkpoint
+from tasks.intake.checkpoints import read_checkpoint
 from tasks.job import Job, blueprint
 from tasks.progress import advance
 

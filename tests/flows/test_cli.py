@@ -125,9 +125,9 @@ def test_init_writes_a_spec_that_loads_and_never_overwrites(winnow: Winnow, tmp_
 
 
 def test_the_starters_own_data_and_model_can_be_switched_on(tmp_path: Path) -> None:
-    from tasks.recipes import build_user_model
-    from tasks.rows import Columns
-    from tasks.sources import read_rows
+    from tasks.intake.recipes import build_user_model
+    from tasks.intake.rows import Columns
+    from tasks.intake.sources import read_rows
 
     spec, recipe = write_starter(tmp_path)
     text = spec.read_text().replace('source = "sklearn:digits"', 'source = "sklearn:wine"')

@@ -184,7 +184,7 @@ def test_the_example_with_ones_own_csv_is_ingested(tmp_path: Path) -> None:
     stored = load_dataset(Artifacts(workspace.artifacts).folder(manifest))
     assert stored.facts.n_train + stored.facts.n_test == 400
     assert stored.classes == ("abalone", "mussel", "oyster")
-    from tasks.recipes import build_user_model
+    from tasks.intake.recipes import build_user_model
 
     model = build_user_model(
         loaded.spec.model.build,

@@ -6,8 +6,8 @@ import polars as pl
 import pytest
 
 from schemas.errors import DataError, RecipeError
-from tasks.rows import Columns, Rows
-from tasks.sources import read_rows, source_digest
+from tasks.intake.rows import Columns, Rows
+from tasks.intake.sources import read_rows, source_digest
 
 LABEL = Columns(target="label")
 

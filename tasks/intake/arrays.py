@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.errors import DataError
-from tasks.rows import Columns, Rows, to_float32
+from tasks.intake.rows import Columns, Rows, to_float32
 
 # Names that sets in the wild use, in the order in which they are looked for.
 INPUT_NAMES = ("inputs", "x", "images", "data", "features")

@@ -8,8 +8,8 @@ import pytest
 from numpy.typing import NDArray
 
 from schemas.errors import DataError
-from tasks.rows import Columns, Rows
-from tasks.sources import read_rows, source_digest
+from tasks.intake.rows import Columns, Rows
+from tasks.intake.sources import read_rows, source_digest
 
 IDX_NAMES = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),

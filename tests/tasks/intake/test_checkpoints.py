@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from schemas.errors import CheckpointError
-from tasks.checkpoints import read_checkpoint
+from tasks.intake.checkpoints import read_checkpoint
 
 
 @pytest.fixture

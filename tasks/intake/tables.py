@@ -18,7 +18,7 @@ from polars.exceptions import PolarsError
 
 from schemas.errors import DataError
 from schemas.frozen import nearest
-from tasks.rows import Columns, Rows, to_float32
+from tasks.intake.rows import Columns, Rows, to_float32
 
 MISSING_MARKERS = ("", "nan", "na", "n/a", "null", "none", "?", "-")
 

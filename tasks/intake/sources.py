@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from schemas.errors import DataError, RecipeError
 from schemas.recipe import python_reference
-from tasks.arrays import idx_digest, read_idx, read_npz
-from tasks.recipes import call, load_function, recipe_digest
-from tasks.rows import Columns, Rows, check_rows, to_float32
-from tasks.tables import read_table
+from tasks.intake.arrays import idx_digest, read_idx, read_npz
+from tasks.intake.recipes import call, load_function, recipe_digest
+from tasks.intake.rows import Columns, Rows, check_rows, to_float32
+from tasks.intake.tables import read_table
 
 PARTS = ("inputs", "targets", "ids", "metadata", "split")
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from schemas.errors import RecipeError
-from tasks.recipes import build_user_model, load_function, recipe_digest
+from tasks.intake.recipes import build_user_model, load_function, recipe_digest
 
 
 def write(folder: Path, text: str, name: str = "recipe.py") -> Path:

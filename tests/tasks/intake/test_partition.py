@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from schemas.errors import DataError
-from tasks.partition import (
+from tasks.intake.partition import (
     check_sides,
     corrupt_labels,
     declared_split,

@@ -1,0 +1,1 @@
+"""What users bring: tables, arrays, recipes and weights, read and refused."""
