@@ -115,7 +115,7 @@ def featurize(
     device: str = "cpu",
     batch_size: int | str = "auto",
     dtype: torch.dtype | str = torch.float32,
-    memory: int = MEMORY,
+    memory: int | None = None,
     name: str = "rows",
     ggn: bool = False,
     ggn_classes: int = GGN_CLASSES,
@@ -135,8 +135,8 @@ def featurize(
         batch_size: Rows at a time, or "auto": as many as 1 GiB of gradients allows, at most 256.
         dtype: Type of weights, activations and gradients: float32, float64, or bfloat16, whose
             sums and sketches are float32.
-        memory: Bytes that a batch may take, about; batches are made smaller where they would not
-            fit.
+        memory: Bytes that a batch may take, about, 1 GiB by default; batches are made smaller
+            where they would not fit.
         name: What messages call the rows.
         ggn: Also find what curvature "ggn" needs; for training rows.
         ggn_classes: Classes of each row that it takes, one pass each: those that matter most for
@@ -152,6 +152,7 @@ def featurize(
     residual = torch.empty(len(source), dtype=wide, device=device)
     curvature = torch.empty(len(source), dtype=wide, device=device)
     size, n_outputs, matrix_name = batch_rows(batch_size, n_parameters), 0, ""
+    memory = memory or MEMORY
     size = min(size, max(1, memory // max(1, owner.row_bytes(*source.batch(0, 1)))))
     limit = max(1, min(BLOCK_ENTRIES, memory // 4 // dtype.itemsize))
     for positions, inputs, targets in source.batches(size):
