@@ -46,7 +46,7 @@ _DESCRIPTIONS = (
         needs="one checkpoint or more, near a minimum; a bank tunes the damping",
         cost=(
             "C x (products with the curvature, each a forward and two backward passes over n rows "
-            "for a vector: cg about 20 to 100 x m, lanczos 2 x rank; exact p^2 numbers, p^3/3), "
+            "for a vector: lanczos 2 x rank, cg 20 to 200 x m; exact p^2 numbers, p^3/3), "
             "C n gradients a block of queries; m n numbers"
         ),
         source=(
