@@ -90,7 +90,7 @@ class LdsResult:
 
     mean: float
     interval: tuple[float, float]
-    per_query: npt.NDArray[np.float64]
+    per_query: npt.NDArray[np.float64] = field(repr=False)
     ceiling: float | None
     relative: float | None
     ceiling_note: str
@@ -98,7 +98,7 @@ class LdsResult:
     n_masks: int
     n_seeds: int
     confidence: float
-    by_alpha: Mapping[float, "LdsResult"] = field(default_factory=dict)
+    by_alpha: Mapping[float, "LdsResult"] = field(default_factory=dict, repr=False)
 
 
 def lds(

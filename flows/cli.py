@@ -80,13 +80,9 @@ def check(spec: Path, /, *, as_json: Json = False) -> int:
         as_json: Print JSON for scripts.
     """
     from flows import terminal
-    from flows.summary import meaning, missing_files
-    from schemas.errors import SpecError
-    from schemas.spec import load_spec
+    from flows.summary import meaning
 
-    loaded = load_spec(spec)
-    if missing := missing_files(loaded):
-        raise SpecError(str(spec), missing)
+    loaded = _loaded(spec)
     if as_json:
         terminal.show_json(loaded.spec.model_dump(mode="json") | {"digest": loaded.digest})
     else:
@@ -270,11 +266,22 @@ def ui(*, here: Here) -> int:
 # -- workspaces --------------------------------------------------------------------------------
 
 
-def _opened(spec: Path, here: Session, *, create: bool) -> "tuple[LoadedSpec, Workspace]":
+def _loaded(spec: Path) -> "LoadedSpec":
+    """The spec, when every file that it names is there."""
+    from flows.summary import missing_files
+    from schemas.errors import SpecError
     from schemas.spec import load_spec
-    from store.workspace import locate_workspace, open_workspace
 
     loaded = load_spec(spec)
+    if missing := missing_files(loaded):
+        raise SpecError(str(spec), missing)
+    return loaded
+
+
+def _opened(spec: Path, here: Session, *, create: bool) -> "tuple[LoadedSpec, Workspace]":
+    from store.workspace import locate_workspace, open_workspace
+
+    loaded = _loaded(spec)
     place = open_workspace if create else locate_workspace
     return loaded, place(loaded.path, here.workspace)
 

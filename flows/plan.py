@@ -6,7 +6,7 @@ from typing import NamedTuple
 from schemas.spec import LoadedSpec
 from store.artifacts import Artifacts
 from store.workspace import Workspace
-from tasks.blueprint import STAGES, Blueprint
+from tasks.blueprint import Blueprint
 from tasks.ingest import STAGE as DATA
 from tasks.ingest import data_key
 from tasks.intake.sources import source_digest
@@ -37,8 +37,20 @@ def plan(loaded: LoadedSpec, workspace: Workspace) -> list[PlanStep]:
     digest = source_digest(loaded.spec.data.source, loaded.source_path)
     data = Artifacts(workspace.artifacts).find(DATA, data_key(loaded.spec, digest))
     if data is None:
-        return [PlanStep(stage, 0, 1, "after the data is read") for stage in STAGES]
+        return [PlanStep(DATA, 0, 1, "the rows; all other stages follow from them")]
     return list(_steps(Blueprint(loaded, workspace, data)))
+
+
+def committed_run(loaded: LoadedSpec, workspace: Workspace) -> str | None:
+    """The run that the ledger holds for a spec as it is now, or None."""
+    digest = source_digest(loaded.spec.data.source, loaded.source_path)
+    artifacts = Artifacts(workspace.artifacts)
+    data = artifacts.find(DATA, data_key(loaded.spec, digest))
+    blueprint = Blueprint(loaded, workspace, data) if data else None
+    key = blueprint.run_key() if blueprint else None
+    if blueprint is None or key is None or artifacts.find("run", key) is None:
+        return None
+    return blueprint.run_id()
 
 
 def _steps(plan: Blueprint) -> Iterator[PlanStep]:

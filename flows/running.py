@@ -1,14 +1,14 @@
 """`winnow run`: do what is due, start a server only for that, and show the answer."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from flows import terminal
-from flows.plan import plan
-from flows.summary import last_run_of
+from flows.plan import committed_run, plan
 from schemas.errors import NotFound, RequestError, WinnowError
 from schemas.spec import LoadedSpec
 from store.workspace import Workspace
+from tasks.blueprint import STAGES
 from tasks.job import Job
 from tasks.preflight import preflight
 from tasks.progress import recording, refuse_second_run
@@ -31,7 +31,7 @@ def run_spec(
         WinnowError: Whatever the run ends with.
     """
     steps = plan(loaded, workspace)
-    _known([step.stage for step in steps], [*refresh, *([only] if only else [])])
+    _known(STAGES, [*refresh, *([only] if only else [])])
     due = [step.stage for step in steps if step.done < step.total]
     if due or refresh:
         refuse_held_ledger(workspace)
@@ -86,7 +86,7 @@ def _failures_of_the_run() -> Iterator[None]:
 def _show_answer(loaded: LoadedSpec, workspace: Workspace, *, as_json: bool) -> None:
     from tasks.reporting.report import render_summary, summary_json
 
-    run_id = last_run_of(workspace, loaded.digest)
+    run_id = committed_run(loaded, workspace)
     if run_id is None:
         terminal.say("nothing has been committed for this spec yet")
     elif as_json:
@@ -95,7 +95,7 @@ def _show_answer(loaded: LoadedSpec, workspace: Workspace, *, as_json: bool) -> 
         terminal.show(render_summary(workspace.published, run_id))
 
 
-def _known(stages: list[str], asked: list[str]) -> None:
+def _known(stages: Sequence[str], asked: list[str]) -> None:
     for stage in asked:
         if stage not in stages:
             raise NotFound(f"there is no stage '{stage}'; stages are {', '.join(stages)}")

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import asdict
-from typing import Any
 
 from flows import terminal
 from schemas.errors import NotFound
@@ -96,18 +95,3 @@ def headline(progress: RunProgress) -> str:
         Outcome.STOPPED: f"was stopped {when}; `winnow run` goes on with what is missing",
     }
     return f"{progress.label} {said[progress.outcome]}"
-
-
-def last_run_of(workspace: Workspace, digest: str) -> str | None:
-    """Return the id of the last published run of a spec, or None."""
-    if not digest.isalnum():
-        raise ValueError(f"no digest: {digest!r}")
-    query = (
-        f"SELECT run_id FROM runs WHERE spec_digest = '{digest}' "  # noqa: S608 - hex, as checked
-        "ORDER BY committed_at DESC LIMIT 1"
-    )
-    try:
-        rows: list[Any] = run_sql(workspace.published, query).rows
-    except NotFound:
-        return None
-    return rows[0][0] if rows else None

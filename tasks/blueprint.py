@@ -151,13 +151,13 @@ class Blueprint:
 
         return Recipe(**self.spec.train.model_dump(exclude={"seeds"}))
 
-    def sealed(self, stage: str, key: str) -> Manifest:
+    def sealed(self, stage: str, key: str | None) -> Manifest:
         """The manifest of an artifact that an earlier task has sealed.
 
         Raises:
-            CorruptArtifact: It is no longer there.
+            CorruptArtifact: It is no longer there, or what it is named by is not.
         """
-        manifest = self.artifacts.find(stage, key)
+        manifest = self.artifacts.find(stage, key) if key else None
         if manifest is None:
             raise CorruptArtifact(f"artifact {stage}/{key} disappeared; run again to rebuild it")
         return manifest

@@ -92,7 +92,7 @@ def _dataset_id(plan: Blueprint) -> str:
 
 def _run(plan: Blueprint, started: datetime) -> dict[str, Any]:
     now = datetime.now(UTC)
-    scores = plan.sealed("scores", plan.scores_key(plan.spec.attribution[0]) or "")
+    scores = plan.sealed("scores", plan.scores_key(plan.spec.attribution[0]))
     return {
         "run_id": plan.run_id(),
         "dataset_id": _dataset_id(plan),
@@ -120,8 +120,8 @@ def solution_id(plan: Blueprint, problem: ProblemSpec) -> str:
 
 
 def _add_attribution(plan: Blueprint, attribution: AttributionSpec, rows: Rows) -> None:
-    scores = plan.sealed("scores", plan.scores_key(attribution) or "")
-    lds = plan.sealed("lds", plan.lds_key(attribution) or "")
+    scores = plan.sealed("scores", plan.scores_key(attribution))
+    lds = plan.sealed("lds", plan.lds_key(attribution))
     own = {"attribution_id": attribution_id(plan, attribution)}
     facts: Any = scores.facts
     evaluation: Any = lds.facts["rows"]
@@ -197,7 +197,7 @@ def _add_outputs(
 
 
 def _add_problem(plan: Blueprint, problem: ProblemSpec, rows: Rows) -> None:
-    solution = plan.sealed("solution", plan.solution_key(problem) or "")
+    solution = plan.sealed("solution", plan.solution_key(problem))
     facts: Any = solution.facts
     folder = plan.artifacts.folder(solution)
     own = {"solution_id": solution_id(plan, problem)}
@@ -236,7 +236,7 @@ def _add_problem(plan: Blueprint, problem: ProblemSpec, rows: Rows) -> None:
 
 
 def _add_verdict(plan: Blueprint, problem: ProblemSpec, own: dict[str, Any], rows: Rows) -> None:
-    verdict = plan.sealed("verdict", plan.verdict_key(problem) or "")
+    verdict = plan.sealed("verdict", plan.verdict_key(problem))
     facts: Any = verdict.facts
     folder = plan.artifacts.folder(verdict)
     arms = [

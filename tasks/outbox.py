@@ -68,7 +68,7 @@ def pictures(plan: Blueprint) -> "dict[str, Figure]":
 
 
 def _lds_figure(plan: Blueprint, attribution: "AttributionSpec") -> "Figure":
-    manifest = plan.sealed("lds", plan.lds_key(attribution) or "")
+    manifest = plan.sealed("lds", plan.lds_key(attribution))
     rows: Any = manifest.facts["rows"]
     per_query = np.load(plan.artifacts.folder(manifest) / PER_QUERY_FILE)
     mean = (rows[0]["mean"], rows[0]["low"], rows[0]["high"])
@@ -96,7 +96,7 @@ def _answer(plan: Blueprint, problem: "ProblemSpec") -> "dict[str, Figure]":
 
 
 def _arms(plan: Blueprint, problem: "ProblemSpec") -> tuple[dict[str, figures.Interval], str]:
-    facts = plan.sealed("verdict", plan.verdict_key(problem) or "").facts
+    facts = plan.sealed("verdict", plan.verdict_key(problem)).facts
     records: Any = facts["arms"]
     return (
         {arm["arm"]: tuple(arm["accuracy"] or arm["value"]) for arm in records},
@@ -109,8 +109,8 @@ def _against_observed(
 ) -> tuple[FloatArray, FloatArray, list[str], dict[str, tuple[float, float]]]:
     """The mean output on the judging rows: of the models that only evaluate, and of each arm."""
     ids = plan.sets.ids(plan.spec.verdict.judge_on)
-    solution = plan.sealed("solution", plan.solution_key(problem) or "")
-    verdict = plan.sealed("verdict", plan.verdict_key(problem) or "")
+    solution = plan.sealed("solution", plan.solution_key(problem))
+    verdict = plan.sealed("verdict", plan.verdict_key(problem))
     scores = np.load(plan.artifacts.folder(solution) / JUDGE_FILE)
     surrogate = surrogate_of(plan, scores, ids, output)
     bank = averaged(open_bank(plan, "evaluate", ids, output))
@@ -129,7 +129,7 @@ def _against_observed(
 
 def _worst(plan: Blueprint, problem: "ProblemSpec") -> tuple[FloatArray, list[str]]:
     """The most harmful of the dropped rows, and a caption for each."""
-    solution = plan.sealed("solution", plan.solution_key(problem) or "")
+    solution = plan.sealed("solution", plan.solution_key(problem))
     folder, rows = plan.artifacts.folder(solution), plan.dataset.train
     harm = np.where(np.load(folder / CHOICE_FILE), np.inf, np.load(folder / UTILITY_FILE))
     worst = [row for row in np.argsort(harm, kind="stable")[:SHOWN] if np.isfinite(harm[row])]

@@ -5,18 +5,23 @@ second and leaves nothing behind but, at most, the sealed rows.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from schemas.errors import InfeasibleProblem, NotFound
-from schemas.frozen import nearest
-from schemas.spec import SelectSpec, load_spec
+from schemas.errors import InfeasibleProblem, NotFound, RecipeError, ShapeError
+from schemas.frozen import either, nearest
+from schemas.methods import OUTPUTS_OF_TASK
+from schemas.spec import AttributionSpec, SelectSpec, load_spec
 from store.workspace import Workspace, open_workspace
 from tasks.blueprint import Blueprint
 from tasks.ingest import ingest
 from tasks.intake.checkpoints import read_checkpoint
 from tasks.job import Job, blueprint
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 def open_job(spec: Path | str, workspace: Path | str | None = None) -> Job:
@@ -49,7 +54,39 @@ def preflight(job: Job) -> Job:
         read_checkpoint(path, model)
     for problem in plan.spec.problem:
         check_problem(plan, problem)
+    for attribution in plan.spec.attribution:
+        check_attribution(plan, model, attribution)
     return job
+
+
+def check_attribution(plan: Blueprint, model: "nn.Module", attribution: AttributionSpec) -> None:
+    """Refuse outputs that the data does not have, and models without per-example gradients.
+
+    Raises:
+        ShapeError: The output does not belong to the task.
+        RecipeError: The model's gradient cannot be taken row by row.
+    """
+    from attribution.gradients import PerExampleGradients
+
+    task, output = plan.dataset.facts.task, plan.output(attribution)
+    if output not in OUTPUTS_OF_TASK[task]:
+        raise ShapeError(
+            f"attribution '{attribution.name}': a {task} has no output '{output}'; "
+            f"choose {either(OUTPUTS_OF_TASK[task])}"
+        )
+    rows = plan.dataset.train
+    try:
+        some = PerExampleGradients(model, None, output=output)
+        some.run(torch_rows(rows.inputs[:2]), torch_rows(rows.targets[:2]))
+    except RecipeError as error:
+        raise RecipeError(f"attribution '{attribution.name}': {error}") from error
+
+
+def torch_rows(values: NDArray[Any]) -> "Tensor":
+    """A few rows as a tensor of their own."""
+    import torch
+
+    return torch.from_numpy(np.array(values))
 
 
 def check_problem(plan: Blueprint, problem: SelectSpec) -> None:

@@ -199,5 +199,5 @@ def _facts(result: "LdsResult") -> dict[str, float | int | None]:
 
 def load_scores(plan: Blueprint, attribution: AttributionSpec) -> NDArray[np.float32]:
     """The score matrix [n_query, n_train] of an attribution, memory-mapped."""
-    manifest = plan.sealed(STAGE, plan.scores_key(attribution) or "")
+    manifest = plan.sealed(STAGE, plan.scores_key(attribution))
     return np.load(plan.artifacts.folder(manifest) / SCORES_FILE, mmap_mode="r")

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.errors import QueryError
-from schemas.spec import CurationSpec
+from schemas.spec import DEFAULT_SETS, CurationSpec
 from store.datasets import StoredDataset, select_ids
 
 IntArray = NDArray[np.int64]
@@ -29,7 +29,7 @@ class ExampleSets:
         """
         found = self._found.get(name)
         if found is None:
-            found = select_ids(self._dataset, self._spec.sets[name], name=f"sets.{name}")
+            found = self._select(name)
             n_train = self._dataset.facts.n_train
             inside = found[self._dataset.positions(found) < n_train]
             if len(inside):
@@ -39,6 +39,18 @@ class ExampleSets:
                 )
             self._found[name] = found
         return found
+
+    def _select(self, name: str) -> IntArray:
+        sql = self._spec.sets[name]
+        try:
+            return select_ids(self._dataset, sql, name=f"sets.{name}")
+        except QueryError as error:
+            if sql == DEFAULT_SETS.get(name):  # the user wrote no such set
+                raise QueryError(
+                    f"there are too few test rows ({self._dataset.facts.n_test}) to halve them "
+                    f"into 'queries' and 'holdout'; give more rows or a larger data.test_fraction"
+                ) from error
+            raise
 
     @functools.cached_property
     def scored(self) -> IntArray:

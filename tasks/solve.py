@@ -113,7 +113,7 @@ def _sealed_means(plan: Blueprint, problem: ProblemSpec) -> tuple[FloatArray, Fl
     """Means of the scores as they are, for methods that would have to start anew."""
     attribution = plan.spec.attribution_named(problem.uses)
     scores = load_scores(plan, attribution)
-    facts: Any = plan.sealed("scores", plan.scores_key(attribution) or "").facts
+    facts: Any = plan.sealed("scores", plan.scores_key(attribution)).facts
     means = [
         scores[plan.sets.places(name)].mean(axis=0)
         for name in (problem.targets, plan.spec.verdict.judge_on)

@@ -61,7 +61,7 @@ def verdict_seeds(plan: Blueprint) -> IntArray:
 
 
 def _judge(plan: Blueprint, problem: ProblemSpec, key: str) -> Manifest:
-    solution = plan.sealed("solution", plan.solution_key(problem) or "")
+    solution = plan.sealed("solution", plan.solution_key(problem))
     folder = plan.artifacts.folder(solution)
     masks = _masks(plan, np.load(folder / CHOICE_FILE))
     stacked = np.concatenate(list(masks.values()))
@@ -119,7 +119,6 @@ def compare(
     for arm, row in place.items():
         same = arm in (ALL, CHOSEN)
         unchanged = arm == ALL
-        nothing = [0.0, 0.0, 0.0]
         records.append(
             {
                 "arm": arm,
@@ -127,13 +126,13 @@ def compare(
                 "seeds": repeats,
                 "accuracy": None if quality is None else list(mean_interval(better[row])),
                 "value": list(mean_interval(values[row])),
-                "predicted_change": nothing
+                "predicted_change": None
                 if unchanged
                 else predicted_change(plan, surrogate, masks[arm][:1] if same else masks[arm]),
-                "observed_change": nothing
+                "observed_change": None
                 if unchanged
                 else list(welch_interval(values[row], values[place[ALL]])),
-                "advantage": nothing
+                "advantage": None
                 if arm == CHOSEN
                 else list(welch_interval(better[place[CHOSEN]], better[row])),
             }

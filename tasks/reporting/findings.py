@@ -186,6 +186,7 @@ class Findings:
     methods: tuple[Method, ...]
     answers: tuple[Answer, ...]
     a_query: int | None
+    is_latest: bool = True
 
 
 def gather(source: Source, run_id: str | None = None) -> Findings:
@@ -223,6 +224,7 @@ def gather(source: Source, run_id: str | None = None) -> Findings:
         methods=methods,
         answers=_answers(source, run_id, dataset),
         a_query=queries[0]["query_id"] if queries else None,
+        is_latest=_latest(source) == run_id,
     )
 
 

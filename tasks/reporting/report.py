@@ -10,7 +10,7 @@ import json
 import math
 import shlex
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,7 @@ from tasks.reporting.wording import (
 )
 
 ROWS_SHOWN = 5
+FALLING = ("loss", "squared_error")  # outputs that a better model has less of
 WIDTH = 96
 ARM_ORDER = ("chosen", "all", "random", "balanced")
 
@@ -136,7 +137,10 @@ def _choice(answer: Answer) -> list[RenderableType]:
         )
     parts = _section("Which rows it would drop", lines)
     if answer.worst:
-        parts.append(_row_table(answer.worst, f"effect on mean {answer.output}"))
+        # Utility is better when higher; the effect on a loss is the other way round.
+        sign = -1.0 if answer.output in FALLING else 1.0
+        effects = [replace(row, utility=sign * row.utility) for row in answer.worst]
+        parts.append(_row_table(effects, f"effect on mean {answer.output}"))
     return parts
 
 
@@ -152,7 +156,7 @@ def _suspects(method: Method) -> list[RenderableType]:
 
 def _row_table(rows: Iterable[Row], effect: str) -> RenderableType:
     rows = list(rows)[:ROWS_SHOWN]
-    with_truth = any(row.true_label is not None for row in rows)
+    with_truth = any(row.is_flipped for row in rows)
     table = _table()
     table.add_column("row", justify="right")
     table.add_column("label")
@@ -226,7 +230,7 @@ def _trust(methods: Iterable[Method]) -> list[RenderableType]:
             size,
             plain_interval(found.lds),
             number(found.ceiling, ".2f"),
-            number(found.relative, ".0%"),
+            number(None if found.relative is None else min(found.relative, 1.0), ".0%"),
             number(method.damping, ".2g") if whole else "",
             number(method.seconds, ".1f") if whole else "",
         )
@@ -244,18 +248,28 @@ def _trust(methods: Iterable[Method]) -> list[RenderableType]:
 
 def _next_steps(findings: Findings) -> list[RenderableType]:
     where = _workspace_option(findings.path.parent)
+    # By id where another spec has committed to this workspace since, perhaps under the same names.
+    ids = [method.attribution_id for method in findings.methods][:1]
+    of = f"attribution := '{ids[0]}'" if ids and not findings.is_latest else ""
+    statement = _quoted(f"FROM harmful_examples({of})")
     steps = [
-        ("more rows to look at", f"winnow sql {shlex.quote('FROM harmful_examples()')}{where}"),
+        ("more rows to look at", f"winnow sql {statement}{where}"),
         ("the runs in MLflow", f"winnow ui{where}"),
         ("for any DuckDB client, read-only", str(findings.path)),
     ]
     if findings.a_query is not None:
-        statement = shlex.quote(f"FROM top_influences(query := {findings.a_query})")
+        asked = ", ".join(part for part in (f"query := {findings.a_query}", of) if part)
+        statement = _quoted(f"FROM top_influences({asked})")
         steps.insert(0, ("what taught the model this", f"winnow sql {statement}{where}"))
     parts = _section("Where to look next", [])
     for why, line in steps:
         parts += [_indented(Text(f"# {why}", style="dim")), _indented(Text(line, overflow="fold"))]
     return parts
+
+
+def _quoted(sql: str) -> str:
+    """SQL as one word of a shell, in double quotes, for it holds single ones."""
+    return f'"{sql}"'
 
 
 def _workspace_option(root: Path) -> str:
@@ -283,10 +297,6 @@ def _table() -> Table:
 def _ordered(arms: Iterable[Arm]) -> list[Arm]:
     rank = {name: index for index, name in enumerate(ARM_ORDER)}
     return sorted(arms, key=lambda arm: (rank.get(arm.name, len(rank)), arm.name))
-
-
-def _arm(answer: Answer, name: str) -> Arm | None:
-    return next((arm for arm in answer.arms if arm.name == name), None)
 
 
 def _style(arm: Arm) -> str:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 DIGEST_TAG = "winnow.digest"
 LOGGED_TAG = "winnow.logged"
 ADOPTED_TAG = "winnow.adopted"
+KIND_TAG = "mlflow.experimentKind"  # MLflow's own
 PARENT_TAG = "mlflow.parentRunId"  # MLflow's own
 
 PARAMS_PER_BATCH = 100  # MLflow refuses more in one call
@@ -181,7 +182,9 @@ def _home(
         return found.experiment_id, None
     remote = urlsplit(uri).scheme in ("http", "https")
     place = None if remote else Path(workspace.mlartifacts).absolute().as_uri()
-    return client.create_experiment(name, artifact_location=place), None
+    # Without a kind the page opens on traces of language models, where there are none.
+    tags = {KIND_TAG: "custom_model_development"}
+    return client.create_experiment(name, artifact_location=place, tags=tags), None
 
 
 def _settle(client: "MlflowClient", experiment: str, digest: str) -> str | None:

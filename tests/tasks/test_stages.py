@@ -100,12 +100,12 @@ def test_bank_rows_keep_their_masks_and_seeds_through_the_chunks(done: Blueprint
     np.testing.assert_array_equal(published, opened.outputs[place])
 
 
-def test_the_prediction_for_all_rows_is_no_change(done: Blueprint) -> None:
+def test_nothing_is_compared_with_itself(done: Blueprint) -> None:
     rows = run_sql(
         done.workspace.published,
         "SELECT predicted_change, observed_change FROM verdicts WHERE arm = 'all'",
     ).rows
-    assert rows == [(0.0, 0.0)]
+    assert rows == [(None, None)]
 
 
 def test_another_verdict_repeats_only_the_verdict(done: Blueprint, tmp_path: Path) -> None:
