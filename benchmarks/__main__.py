@@ -39,7 +39,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="costly methods at one checkpoint")
     asked = parser.parse_args()
     unavailable = _install() if asked.install else {}
-    parts = [_machine()]
+    parts = [_machine(), f"Arguments: {' '.join(sys.argv[1:]) or 'none'}."]
     for network in asked.networks:
         with tempfile.TemporaryDirectory() as folder:
             truth = make(network, Path(folder))

@@ -83,10 +83,7 @@ PEER_METHODS: dict[str, tuple[PeerMethod, ...]] = {
         PeerMethod(method="tracin", label="TracInCP"),
         PeerMethod(method="arnoldi", label="Arnoldi influence", most=1),
     ),
-    "pydvl": (
-        PeerMethod(method="ekfac", label="EK-FAC"),
-        PeerMethod(method="cg", label="CG, 10 steps", most=1),
-    ),
+    "pydvl": (PeerMethod(method="ekfac", label="EK-FAC"),),
 }
 
 
@@ -186,7 +183,7 @@ def _side(found: dict[str, np.ndarray], scores: np.ndarray, index: int, truth: T
 
 
 def table(rows: Sequence[Row], checkpoints: int) -> str:
-    """A Markdown table of the rows of a number of checkpoints."""
+    """A Markdown table of the rows of a number of checkpoints; memory is a whole run's peak."""
     lines = [
         "| package | method | LDS, default | LDS, best damping | CPU s | wall s | MiB | CPU/ours |",
         "|---|---|---|---|---|---|---|---|",
