@@ -78,12 +78,14 @@ class InfluenceSpec(MethodSpec):
     """What the scores are called in tables and reports."""
     hessian: Literal["gauss-newton", "hessian"] = "gauss-newton"
     """The curvature: never negative, or the loss's own."""
-    solver: Literal["cg", "exact", "lissa", "arnoldi", "lanczos", "nystrom"] = "cg"
+    solver: Literal["lanczos", "nystrom", "arnoldi", "cg", "lissa", "exact"] = "lanczos"
     """How its inverse is applied."""
     damping: Damping = "auto"
     """Ridge relative to the mean eigenvalue; 'auto' chooses it on the bank's calibration part."""
     rank: Count | None = None
     """Eigenpairs of arnoldi, lanczos and nystrom."""
+    ridge: Annotated[float, Field(ge=0)] | None = None
+    """n * weight decay, where the recipe's penalty is to be part of the curvature."""
     iterations: Count | None = None
     """Most products with the curvature, of cg and lissa."""
 

@@ -160,6 +160,25 @@ WRONG = {
         "7",
     ),
     "a corrupt checkpoint": (broken_checkpoint, "mine.safetensors"),
+    "an output that classes do not have": (
+        replace('method = "trak"', 'method = "trak"\noutput = "squared_error"'),
+        "a classification has no output 'squared_error'",
+    ),
+    "a model whose rows depend on each other": (
+        recipe(
+            """
+            import torch
+
+            class Mixing(torch.nn.Linear):
+                def forward(self, rows):
+                    return super().forward(rows - rows.mean(0))
+
+            def build():
+                return Mixing(2, 2)
+            """
+        ),
+        "rows",
+    ),
     "cuda where there is none": (
         replace("[bank]", '[compute]\ndevice = "cuda"\n\n[bank]'),
         "device='cuda'",
