@@ -35,7 +35,8 @@ def run_spec(
     due = [step.stage for step in steps if step.done < step.total]
     if due or refresh:
         refuse_held_ledger(workspace)
-        terminal.say(f"{loaded.spec.name}: {', '.join(due or refresh)} to do")
+        todo = "everything" if due[:1] == ["data"] else ", ".join(due or refresh)
+        terminal.say(f"{loaded.spec.name}: {todo} to do")
         _run_flow(loaded, workspace, only=only, refresh=refresh, debug=debug)
     else:
         terminal.say(f"{loaded.spec.name}: nothing to do, all is done already")
