@@ -1,13 +1,12 @@
 """The whole: from rows to a decision that retraining has judged."""
 
 from collections.abc import Callable
-from typing import Any
 
 from prefect import flow, unmapped
-from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
+from flows.runners import task_runner
 from tasks.bank import extend_bank, pending_chunks
-from tasks.begin import discard, ingest_rows, recording_job
+from tasks.begin import compute_of, discard, ingest_rows, recording_job
 from tasks.blueprint import STAGES
 from tasks.commit import commit
 from tasks.featurize import featurize_shard, pending_features
@@ -41,9 +40,6 @@ def each(step: Callable[..., object], names: Callable[[Job], list[str]]) -> Call
     return do
 
 
-# Torch and the kernels use every core by themselves; two tasks keep them busy between steps.
-THREADS: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=2)
-
 # What the stages do, in the order of `STAGES` but for the first: the rows name all the others.
 STEPS: tuple[Callable[[Job], object], ...] = (
     train,
@@ -58,7 +54,7 @@ STEPS: tuple[Callable[[Job], object], ...] = (
 )
 
 
-@flow(name="curate", task_runner=THREADS)
+@flow(name="curate")
 def curate(
     spec: str,
     workspace: str | None = None,
@@ -74,10 +70,16 @@ def curate(
         only: Stop after this stage.
     """
     job = open_job(spec, workspace)
-    again = refresh or []
+    # A flow has one runner for its tasks, and here only the spec knows which.
+    stages.with_options(task_runner=task_runner(compute_of(job)))(job, refresh or [], only)
+
+
+@flow(name="stages")
+def stages(job: Job, refresh: list[str], only: str | None) -> None:
+    """Make what is missing, stage by stage; remove first what is to be made again."""
     with recording_job(job):
-        discard(job, [stage for stage in again if stage == "data"])
+        discard(job, [stage for stage in refresh if stage == "data"])
         job = ingest_rows(job)
-        discard(job, again)
+        discard(job, refresh)
         for step in STEPS[: STAGES.index(only or STAGES[-1])]:
             step(job)

@@ -7,7 +7,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from schemas.errors import NotFound
-from schemas.spec import load_spec
+from schemas.spec import ComputeSpec, load_spec
 from store.artifacts import Artifacts
 from store.workspace import Workspace
 from tasks.blueprint import STAGES
@@ -22,6 +22,11 @@ from tasks.progress import recording
 def ingest_rows(job: Job) -> Job:
     """Read, check, split and seal the rows."""
     return ingested(job)
+
+
+def compute_of(job: Job) -> ComputeSpec:
+    """Where the job's spec wants its tasks to run."""
+    return load_spec(job.spec).spec.compute
 
 
 @contextmanager

@@ -244,3 +244,15 @@ def test_a_held_ledger_is_refused_before_anything_runs(
         assert nothing_was_trained(folder)
     finally:
         holder.communicate("")
+
+
+def test_a_runner_that_is_not_installed_says_how_to_get_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows.runners import task_runner
+    from schemas.errors import RequestError
+    from schemas.settings import ComputeSpec
+
+    monkeypatch.setitem(sys.modules, "prefect_ray", None)
+    with pytest.raises(RequestError, match=r"pip install -e '\.\[ray\]'"):
+        task_runner(ComputeSpec(runner="ray"))
