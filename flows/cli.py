@@ -254,7 +254,9 @@ def ui(*, here: Here) -> int:
 
     terminal.say("starting the pages of Prefect and MLflow ...")
     with screens(_found(here), debug=here.debug) as pages:
-        terminal.out().print(f"Prefect  {pages.prefect}\nMLflow   {pages.mlflow}")
+        # MLflow opens on traces of language models; runs are under model training.
+        runs = f"{pages.mlflow}/#/experiments?workflowType=machine_learning"
+        terminal.out().print(f"Prefect  {pages.prefect}\nMLflow   {runs}", soft_wrap=True)
         terminal.say("Ctrl-C ends both")
         try:
             signal.pause()

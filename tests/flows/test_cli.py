@@ -276,7 +276,7 @@ def test_ui_serves_both_pages_and_leaves_no_process(
         assert process.stdout is not None
         pages = [process.stdout.readline().split()[1] for _ in range(2)]
         for page in pages:
-            connection = http.client.HTTPConnection(page.removeprefix("http://"), timeout=30)
+            connection = http.client.HTTPConnection(page.split("/")[2], timeout=30)
             connection.request("GET", "/")
             assert connection.getresponse().status in (200, 307)
             connection.close()
