@@ -60,7 +60,8 @@ def test_a_deployed_curation_is_run_by_a_worker(tmp_path: Path) -> None:
 
         with get_client(sync_client=True) as client:
             deployment = client.read_deployment_by_name("curate/nightly")
-            runs = [run for run in client.read_flow_runs() if not run.auto_scheduled]
+            found = client.read_flow_runs()
+            runs = [run for run in found if run.deployment_id and not run.auto_scheduled]
     assert deployment.pull_steps == [
         {"prefect.deployments.steps.set_working_directory": {"directory": str(CHECKOUT)}}
     ]
