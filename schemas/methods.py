@@ -22,6 +22,10 @@ OUTPUTS_OF_TASK: dict[Task, tuple[Output, ...]] = {
 }
 
 
+# Outputs that a better model has less of.
+FALLING: frozenset[str] = frozenset({"loss", "squared_error"})
+
+
 class MethodSpec(Frozen):
     """What every attribution says."""
 

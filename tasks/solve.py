@@ -12,6 +12,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from schemas.manifest import Manifest
+from schemas.methods import FALLING
 from schemas.spec import ProblemSpec
 from tasks.bank import open_bank
 from tasks.blueprint import VERSIONS, Blueprint, IntArray, is_sketched
@@ -30,8 +31,6 @@ STAGE = "solution"
 CHOICE_FILE, UTILITY_FILE, JUDGE_FILE = "choice.npy", "utility.npy", "judge_scores.npy"
 # Standard deviations; a bank of a few hundred subsets reaches three.
 FAR = 3.0
-# Outputs that a better model has less of.
-FALLING = frozenset({"loss", "squared_error"})
 
 FloatArray = NDArray[np.float32]
 

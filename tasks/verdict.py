@@ -12,6 +12,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from schemas.manifest import Manifest
+from schemas.methods import FALLING
 from schemas.spec import ProblemSpec
 from tasks.bank import LOGITS_FILE, outputs_of, retrain
 from tasks.blueprint import VERSIONS, Blueprint, IntArray
@@ -19,7 +20,6 @@ from tasks.job import Job, blueprint
 from tasks.progress import advance
 from tasks.solve import (
     CHOICE_FILE,
-    FALLING,
     JUDGE_FILE,
     predicted_change,
     surrogate_of,

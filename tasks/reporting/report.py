@@ -22,6 +22,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from schemas.methods import FALLING
 from store.workspace import locate_workspace
 from tasks.reporting.findings import (
     Answer,
@@ -47,7 +48,6 @@ from tasks.reporting.wording import (
 )
 
 ROWS_SHOWN = 5
-FALLING = ("loss", "squared_error")  # outputs that a better model has less of
 WIDTH = 96
 ARM_ORDER = ("chosen", "all", "random", "balanced")
 
@@ -180,7 +180,10 @@ def _arms(answer: Answer) -> list[RenderableType]:
     if with_accuracy:
         table.add_column("accuracy, %", justify="right")
     table.add_column(escape(printable(f"mean {arms[0].output}")), justify="right")
-    table.add_column("chosen − arm" + (", pts" if with_accuracy else ""), justify="right")
+    # Without accuracy it is the gain in the output: of a loss, how much lower the choice's is.
+    table.add_column(
+        "chosen − arm, pts" if with_accuracy else "chosen is better by", justify="right"
+    )
     for arm in arms:
         cells = [cell(arm.name), f"{arm.n_rows:,}"]
         if with_accuracy:
