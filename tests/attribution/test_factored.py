@@ -57,6 +57,9 @@ def case(name: str) -> tuple[nn.Module, Tensor]:
     torch.manual_seed(5)
     if name == "words":
         return Words(), torch.randint(9, (N, 4))
+    if name == "long":  # linear layers over 40 positions
+        layers = (nn.Linear(6, 20), nn.Tanh(), nn.Linear(20, 3), nn.Unflatten(1, (1, 40)))
+        return nn.Sequential(*layers, nn.AvgPool2d((40, 1)), nn.Flatten()), torch.randn(N, 40, 6)
     inputs = torch.randn(N, 2, 8, 9)
     if name == "resnet":
         return build("resnet", (2, 8, 9), 3, width=8, blocks=[1]), inputs
@@ -148,7 +151,7 @@ def test_a_shared_bias_is_not_counted_with_either_weight() -> None:
 
 def test_fingerprints_name_the_choice_and_the_allocation() -> None:
     prints = {}
-    for name in ("mlp", "resnet", "words"):
+    for name in ("mlp", "resnet", "long"):
         owner, inputs, targets = passed(name)
         blocks, p = owner.run(inputs, targets).blocks(), owner.layout.size
         for kind in ("factored", "auto", "sparse"):
@@ -156,11 +159,12 @@ def test_fingerprints_name_the_choice_and_the_allocation() -> None:
     assert prints["mlp", "factored"].startswith("factored/1:dim=64,seed=11,checkpoint=2,p=")
     assert len({prints[name, "factored"].partition("layers=")[2] for name, _ in prints}) == 3
     assert prints["mlp", "auto"] == prints["mlp", "factored"]
-    assert prints["resnet", "auto"] == prints["resnet", "sparse"]
+    assert prints["resnet", "auto"] == prints["resnet", "factored"]
+    assert prints["long", "auto"] == prints["long", "sparse"]
 
 
 def test_auto_gives_the_sketch_it_chose() -> None:
-    for name, kind in (("mlp", "factored"), ("resnet", "sparse")):
+    for name, kind in (("mlp", "factored"), ("long", "sparse")):
         owner, inputs, targets = passed(name)
         blocks, p = owner.run(inputs, targets).blocks(), owner.layout.size
         chosen = sketch(blocks, Projection(kind="auto", dim=64), **KEY, p=p)

@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 from torch import nn
 
 from attribution import attribute
+from attribution.estimators.factors import fit_factors
 from attribution.estimators.features import featurize
 from attribution.estimators.trak import trak_scores
 from attribution.gradients import PerExampleGradients
 from attribution.outputs import evaluate, tangent
 from attribution.projection import Projection, fingerprint, sketch
+from attribution.rows import Rows
 from schemas.errors import ShapeError, WinnowError
 
 N, M, D, K = 40, 6, 5, 3
@@ -141,6 +143,32 @@ def test_trap_10_damping_is_added_and_shrinks_every_score(method: str) -> None:
 def test_trap_11_a_diverging_series_is_an_error() -> None:
     with pytest.raises(WinnowError, match="scale"):
         scores("influence", solver="lissa", damping=1.0, scale=1e-3)
+
+
+def test_trap_12_the_corrected_eigenvalues_are_fitted_at_the_labels_asked_for() -> None:
+    # Of one linear layer their sum is the trace of the Fisher matrix at those labels: the
+    # observed ones give the empirical matrix, which is another than the true one.
+    inputs, targets = torch.from_numpy(TRAIN[0]).double(), torch.from_numpy(TRAIN[1])
+    model = nn.Sequential(nn.Linear(D, K)).double()
+    p = model(inputs).softmax(1).detach()
+    length = 1 + inputs.square().sum(1)
+    observed = (p - nn.functional.one_hot(targets, K)).square().sum(1) * length
+    expected = (1 - p.square().sum(1)) * length
+    for labels, traces in (("observed", observed), ("all", expected)):
+        found = fit_factors(
+            model,
+            None,
+            Rows((inputs, targets), "train"),
+            task="classification",
+            labels=labels,
+            samples=1,
+            seed=0,
+            checkpoint=0,
+            device="cpu",
+            batch_size=7,
+            dtype=torch.float64,
+        )
+        torch.testing.assert_close(found.corrected.sum(), traces.mean())
 
 
 def test_trap_13_layers_of_any_shape_weigh_the_same_in_the_factored_sketch() -> None:
