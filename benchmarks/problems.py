@@ -1,5 +1,11 @@
-"""The problems that methods are compared on, with their ground truth: retrained networks."""
+"""The problems that methods are compared on, with their ground truth: retrained networks.
 
+"mlp" and "cnn" learn scikit-learn's digits; "fashion", a small CNN, learns 10,000 images of
+Fashion-MNIST, from the folder of evaluation data that `WINNOW_DATA` names.
+"""
+
+import gzip
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +16,7 @@ from torch import nn
 from attribution.bank import RetrainBank, draw_masks, train_bank
 from attribution.streams import Purpose, stream
 from attribution.training import Recipe, train_models
-from benchmarks.lds_digits import RECIPE
+from benchmarks.lds_digits import RECIPE as DIGITS_RECIPE
 from benchmarks.lds_digits import problem as digits
 from benchmarks.peers.exchange import State, network, write_problem
 
@@ -30,6 +36,11 @@ class Size:
     epochs: int = 30
 
 
+# Half of 10,000 images is enough that a second seed a subset tells noise from data.
+FASHION = Size(n_train=10_000, n_query=200, checkpoints=5, judging=50, tuning=20, seeds=2, epochs=8)
+FASHION_RECIPE = Recipe(lr=0.05, schedule="cosine", weight_decay=1e-3, epochs=8, batch_size=100)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Truth:
     """A problem's checkpoints and banks, and the folder that holds what peers read."""
@@ -43,13 +54,19 @@ class Truth:
 
 
 def make(architecture: str, folder: Path, size: Size | None = None, seed: int = 0) -> Truth:
-    """Train banks and checkpoints of a network on digits, and write them for the peers."""
-    size = size or Size()
+    """Train banks and checkpoints of a network, and write them for the peers.
+
+    Raises:
+        FileNotFoundError: The images of "fashion" are not under `WINNOW_DATA`.
+    """
+    pictures = architecture == "fashion"
+    size = size or (FASHION if pictures else Size())
+    rows = fashion(size, seed) if pictures else digits(seed)
     train, queries = (
         (inputs[:count], labels[:count])
-        for (inputs, labels), count in zip(digits(seed), (size.n_train, size.n_query), strict=True)
+        for (inputs, labels), count in zip(rows, (size.n_train, size.n_query), strict=True)
     )
-    recipe = replace(RECIPE, epochs=size.epochs)
+    recipe = replace(FASHION_RECIPE if pictures else DIGITS_RECIPE, epochs=size.epochs)
 
     def model() -> nn.Module:
         return network(architecture)
@@ -70,13 +87,37 @@ def make(architecture: str, folder: Path, size: Size | None = None, seed: int = 
         outputs=tune.outputs,
     )
     return Truth(
-        name=f"digits, {architecture}",
+        name="Fashion-MNIST, CNN" if pictures else f"digits, {architecture}",
         folder=folder,
         size=size,
         states=states,
         judge=judge,
         tune=tune,
     )
+
+
+def fashion(size: Size, seed: int = 0) -> tuple[Pair, Pair]:
+    """Training and test images of Fashion-MNIST in rows of 784, scaled as one; labels.
+
+    Raises:
+        FileNotFoundError: They are not under `WINNOW_DATA`.
+    """
+    folder = Path(os.environ.get("WINNOW_DATA", "")) / "fashion_mnist"
+    if not folder.is_dir():
+        raise FileNotFoundError("Fashion-MNIST is not there; let WINNOW_DATA name its folder")
+    order = stream(seed, Purpose.SPLIT)
+    pairs = []
+    for part, count in (("train", size.n_train), ("t10k", size.n_query)):
+        images = _idx(folder / f"{part}-images-idx3-ubyte.gz", 16).reshape(-1, 784)
+        labels = _idx(folder / f"{part}-labels-idx1-ubyte.gz", 8).astype(np.int64)
+        chosen = order.permutation(len(labels))[:count]
+        # Mean and standard deviation of all training pixels, in 0..255.
+        pairs.append((((images[chosen] - 72.94) / 90.02).astype(np.float32), labels[chosen]))
+    return pairs[0], pairs[1]
+
+
+def _idx(path: Path, header: int) -> np.ndarray:
+    return np.frombuffer(gzip.decompress(path.read_bytes()), dtype=np.uint8, offset=header)
 
 
 def _bank(

@@ -27,7 +27,11 @@ Pair = tuple[Tensor, Tensor]
 
 
 def network(architecture: str) -> nn.Sequential:
-    """The benchmarks' own networks in plain Torch, for 8 x 8 digits in rows of 64 pixels."""
+    """The benchmarks' own networks in plain Torch, for pictures in rows of pixels.
+
+    "mlp" and "cnn" take 8 x 8 digits, "fashion" 28 x 28. The CNN's pooling averages: with the
+    maximum, training noise leaves a ceiling of 0.64 where it is 0.78 with the mean.
+    """
     if architecture == "mlp":
         return nn.Sequential(
             nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 10)
@@ -37,7 +41,7 @@ def network(architecture: str) -> nn.Sequential:
             nn.Unflatten(1, (1, 8, 8)),
             nn.Conv2d(1, 16, 3, padding=1),
             nn.ReLU(),
-            nn.MaxPool2d(2),
+            nn.AvgPool2d(2),
             nn.Conv2d(16, 32, 3, padding=1),
             nn.ReLU(),
             nn.Flatten(),
@@ -45,7 +49,17 @@ def network(architecture: str) -> nn.Sequential:
             nn.ReLU(),
             nn.Linear(32, 10),
         )
-    raise ValueError(f"architecture {architecture!r} is unknown; say mlp or cnn")
+    if architecture == "fashion":
+        return nn.Sequential(
+            nn.Unflatten(1, (1, 28, 28)),
+            nn.Conv2d(1, 16, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(16, 32, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(1568, 10),
+        )
+    raise ValueError(f"architecture {architecture!r} is unknown; say mlp, cnn or fashion")
 
 
 @dataclass(frozen=True, kw_only=True)
