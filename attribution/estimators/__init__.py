@@ -93,6 +93,20 @@ _DESCRIPTIONS = (
         source="Martens and Grosse 2015; Grosse et al. 2023",
         home="attribution.estimators.kfac:estimate_kfac",
     ),
+    EstimatorDescription(
+        name="alo",
+        needs="a model of one linear layer at its minimum, and its ridge",
+        cost="the cube of the parameters, n m outputs; each further step n^2 (parameters)^2",
+        source="Pregibon 1981; Rad & Maleki 2020; exact for least squares",
+        home="attribution.estimators.leave_out:estimate_alo",
+    ),
+    EstimatorDescription(
+        name="jackknife",
+        needs="as alo",
+        cost="the cube of the parameters, m n (parameters)",
+        source="Jaeckel 1972; Giordano et al. 2018",
+        home="attribution.estimators.leave_out:estimate_jackknife",
+    ),
 )
 
 
