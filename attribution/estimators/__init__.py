@@ -107,6 +107,23 @@ _DESCRIPTIONS = (
         source="Jaeckel 1972; Giordano et al. 2018",
         home="attribution.estimators.leave_out:estimate_jackknife",
     ),
+    EstimatorDescription(
+        name="banzhaf",
+        needs=(
+            "a bank whose subsets hold each row with probability 1/2 "
+            "(attribution.valuation.bernoulli_masks); checkpoints are not read"
+        ),
+        cost="no gradient; 4 M m n multiplications for a bank of M subsets",
+        source="Wang & Jia 2023",
+        home="attribution.valuation.banzhaf:estimate",
+    ),
+    EstimatorDescription(
+        name="knn_shapley",
+        needs="classes; one checkpoint or more, for their last hidden layer, or features",
+        cost="C (n + m) forward passes, C m n (width + log n)",
+        source="Jia et al. 2019",
+        home="attribution.valuation.knn:estimate",
+    ),
 )
 
 
