@@ -5,7 +5,7 @@
 is the Banzhaf value if S holds each player with probability 1/2, independently ("maximum sample
 reuse", Wang & Jia 2023); then its standard error is sqrt(v1/n1 + v0/n0), with the variances v1, v0
 of the utility over the n1 coalitions with i and the n0 without. Coalitions of one size give another
-number: each joins one player and leaves another, so that of additive players a constant is lost.
+number: with a player there is one other less, so the others' mean worth is taken off its own.
 """
 
 import math
@@ -23,7 +23,7 @@ from attribution.valuation.permutations import Sampled
 from attribution.valuation.sampling import FEWEST_DRAWS, check_sampling, relative_error
 from schemas.errors import ShapeError
 
-# Subsets that were drawn with probability 1/2 are refused this often, twice.
+# Chance that subsets which were rightly drawn are refused, for each side of each check.
 REFUSAL = 1e-6
 QUERY_BLOCK = 512
 # Beside this index: masks of a bank have one index after their purpose, these streams have two.
@@ -121,8 +121,7 @@ def check_bernoulli(masks: BoolArray) -> None:
     """Refuse subsets whose sizes are not those of independent draws with probability 1/2.
 
     Raises:
-        ShapeError: The mean or the variance of the sizes, or how often a row occurs, differs by
-            more than chance explains.
+        ShapeError: The mean or the variance of the sizes differs by more than chance explains.
     """
     count, n = masks.shape
     sizes = masks.sum(axis=1)
@@ -134,9 +133,9 @@ def check_bernoulli(masks: BoolArray) -> None:
     offset = abs(float(sizes.mean()) - n / 2) / math.sqrt(n / count)
     if min(tails) < REFUSAL or offset > reach:
         raise ShapeError(
-            f"the {count} masks hold {sizes.mean():.1f} of {n} rows with a standard deviation of "
-            f"{math.sqrt(found):.1f}, and Banzhaf values need {n / 2:g} with {math.sqrt(n) / 2:.1f}; "
-            "draw them by attribution.valuation.bernoulli_masks"
+            f"{count} masks hold {sizes.mean():.1f} ± {math.sqrt(found):.1f} of {n} rows; drawn "
+            f"with probability 1/2, as Banzhaf values need, they would hold {n / 2:g} ± "
+            f"{math.sqrt(n) / 2:.1f}: draw them by attribution.valuation.bernoulli_masks"
         )
 
 

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from attribution.estimators.request import Clock, Record, Request, open_sink
 from attribution.estimators.features import batch_rows
+from attribution.estimators.request import Clock, Record, Request, open_sink
 from attribution.outputs import Output, Task
 from attribution.rows import Rows
 from attribution.valuation.hidden import last_hidden

@@ -78,12 +78,14 @@ def value(
             "leave_one_out".
         exact: Enumerate all coalitions, or sample; None enumerates up to 12 players.
         shape: (a, b) of "beta"; a > b favours small coalitions, (1, 1) is Shapley.
-        draws: Most permutations ("banzhaf": coalitions) that are sampled.
+        draws: Most permutations ("banzhaf": coalitions) that are sampled, 20 or more; permutations
+            come by eights.
         at_once: Of them evaluated together.
         tolerance: Sampling stops when the root mean square of the standard errors is at most this
             share of that of the values; 0 never stops early.
         truncation: Leave a permutation within this share of u(U) - u(empty) of its end, as in
-            Ghorbani & Zou 2019; biases values by at most that share.
+            Ghorbani & Zou 2019; biases values, by at most that share where the utility never
+            falls.
         seed: Of the draws.
 
     Raises:
@@ -143,14 +145,13 @@ def _exact(game: Game, method: str, values: FloatArray, before: int) -> Values:
 
 def _sampled(game: Game, method: str, found: Sampled, before: int, tolerance: float) -> Values:
     made = game.n_evaluations - before
+    name = _NAMES[Method(method)]
     drawn = "coalitions" if method == Method.BANZHAF else "permutations"
     cut = f", truncated after {found.evaluated:.0%} of their players" * (found.evaluated < 1)
     relative = relative_error(found.values, found.errors)
-    verdict = (
-        f"within the {tolerance:.1%} asked for"
-        if found.converged
-        else f"not within the {tolerance:.1%} asked for; allow more draws"
-    )
+    verdict = f", within the {tolerance:.1%} asked for"
+    if not found.converged:
+        verdict = f", not within the {tolerance:.1%} asked for; allow more draws" * (tolerance > 0)
     return Values(
         method=str(method),
         values=found.values[0] if game.scalar else found.values,
@@ -158,9 +159,9 @@ def _sampled(game: Game, method: str, found: Sampled, before: int, tolerance: fl
         n_evaluations=made,
         converged=found.converged,
         sentence=(
-            f"{_NAMES[Method(method)].capitalize()} of {game.n_players} players from "
+            f"{name[0].upper()}{name[1:]} of {game.n_players} players from "
             f"{found.draws:,} {drawn}{cut} ({made:,} new evaluations): standard errors are "
-            f"{relative:.1%} of the values, {verdict}."
+            f"{relative:.1%} of the values{verdict}."
         ),
     )
 
