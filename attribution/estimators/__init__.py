@@ -113,7 +113,7 @@ _DESCRIPTIONS = (
             "a bank whose subsets hold each row with probability 1/2 "
             "(attribution.valuation.bernoulli_masks); checkpoints are not read"
         ),
-        cost="no gradient; 4 M m n multiplications for a bank of M subsets",
+        cost="no gradient; 2 M m n multiplications for a bank of M subsets",
         source="Wang & Jia 2023",
         home="attribution.valuation.banzhaf:estimate",
     ),

@@ -108,10 +108,10 @@ def sampled_banzhaf(
         numbers = range(len(masks), min(len(masks) + at_once, draws))
         masks = np.concatenate([masks, _coalitions(game.n_players, numbers, seed)])
         table = game.table(masks)
-        if len(masks) < draws and _fewest(masks) < FEWEST_DRAWS:
-            continue
-        values, errors = _difference_of_means(masks, table)
-        converged = relative_error(values, errors) <= tolerance
+        enough = _fewest(masks) >= FEWEST_DRAWS
+        if enough or len(masks) == draws:
+            values, errors = _difference_of_means(masks, table)
+            converged = enough and relative_error(values, errors) <= tolerance
     return Sampled(
         values=values, errors=errors, draws=len(masks), evaluated=1.0, converged=converged
     )
@@ -126,9 +126,11 @@ def check_bernoulli(masks: BoolArray) -> None:
     count, n = masks.shape
     sizes = masks.sum(axis=1)
     found = sizes.var(ddof=1) if count > 1 else 0.0
-    spread = (count - 1) * found / (n / 4)
-    # Sizes vary as binomials do, a little less heavy in the tails than the normal law of chi2.
-    tails = (chi2.cdf(spread, count - 1), chi2.sf(spread, count - 1))
+    # Sheppard's 1/12: a few whole numbers are alike more often than chi2 of normal ones allows.
+    tails = (
+        chi2.cdf((count - 1) * (found + 1 / 12) / (n / 4), count - 1),
+        chi2.sf((count - 1) * found / (n / 4), count - 1),
+    )
     reach = norm.isf(REFUSAL / 2) / 2
     offset = abs(float(sizes.mean()) - n / 2) / math.sqrt(n / count)
     if min(tails) < REFUSAL or offset > reach:
@@ -177,6 +179,7 @@ def estimate(request: Request) -> tuple[npt.NDArray[np.float32], Record]:
         "fingerprint": [],
         "options": {},
         "masks": len(subsets),
+        # The median over rows of each query, and over queries; `banzhaf_values` has them all.
         "standard_error": float(np.median(np.concatenate(medians))),
         "seconds": clock.seconds,
     }
@@ -222,14 +225,14 @@ def _difference_of_means(masks: BoolArray, table: FloatArray) -> tuple[FloatArra
             f"player {player} is in {held[player]} of {len(masks)} coalitions; at least two must "
             "be with it and two without: draw more"
         )
-    centre = table.mean(axis=0)
-    deviations = table - centre  # so that squares keep their digits
+    deviations = table - table.mean(axis=0)  # so that squares keep their digits
+    members = masks.T.astype(np.float64)
+    held = members.sum(axis=1, keepdims=True)
+    sums, squares = members @ deviations, members @ deviations**2
+    rest = deviations.sum(axis=0) - sums, (deviations**2).sum(axis=0) - squares
     means, variances = [], []
-    for side in (masks, ~masks):
-        members = side.T.astype(np.float64)
-        count = members.sum(axis=1, keepdims=True)
-        mean = members @ deviations / count
-        square = members @ deviations**2 / count
+    for count, total, square in ((held, sums, squares), (len(masks) - held, *rest)):
+        mean = total / count
         means.append(mean)
-        variances.append(np.maximum(square - mean**2, 0.0) / (count - 1))
+        variances.append(np.maximum(square / count - mean**2, 0.0) / (count - 1))
     return (means[0] - means[1]).T, np.sqrt(variances[0] + variances[1]).T

@@ -98,15 +98,17 @@ def value(
     game = utility if isinstance(utility, Game) else Game(utility, n_players)
     if game.n_players != n_players:
         raise ShapeError(f"the game has {game.n_players} players and n_players is {n_players}")
-    before = game.n_evaluations
+    before, name = game.n_evaluations, _name(method, shape)
     if method == Method.LEAVE_ONE_OUT:
-        return _exact(game, method, leave_one_out_values(game), before)
+        values = leave_one_out_values(game)
+        return _exact(game, method, name, values, game.n_evaluations - before)
     if exact or (exact is None and n_players <= MOST_PLAYERS):
         if method == Method.BANZHAF:
             weights = banzhaf_weights(n_players)
         else:
             weights = beta_weights(n_players, _shape(method, shape))
-        return _exact(game, method, enumerated_values(game, weights), before)
+        values = enumerated_values(game, weights)
+        return _exact(game, method, name, values, game.n_evaluations - before)
     if method == Method.BANZHAF:
         if truncation:
             raise ShapeError("coalitions of 'banzhaf' are not truncated; leave truncation at 0")
@@ -121,37 +123,46 @@ def value(
             truncation=truncation,
             seed=seed,
         )
-    return _sampled(game, method, found, before, tolerance)
+    return _sampled(game, method, name, found, game.n_evaluations - before, tolerance)
 
 
 def _shape(method: str, shape: tuple[float, float]) -> tuple[float, float]:
     return shape if method == Method.BETA else (1.0, 1.0)
 
 
-def _exact(game: Game, method: str, values: FloatArray, before: int) -> Values:
-    made = game.n_evaluations - before
+def _name(method: str, shape: tuple[float, float]) -> str:
+    return {
+        Method.SHAPLEY: "Shapley values",
+        Method.BETA: f"Beta({shape[0]:g}, {shape[1]:g})-Shapley values",
+        Method.BANZHAF: "Banzhaf values",
+        Method.LEAVE_ONE_OUT: "Leave-one-out values",
+    }[Method(method)]
+
+
+def _exact(game: Game, method: str, name: str, values: FloatArray, made: int) -> Values:
+    shown = values[0] if game.scalar else values
     return Values(
         method=str(method),
-        values=values[0] if game.scalar else values,
-        standard_errors=np.zeros_like(values[0] if game.scalar else values),
+        values=shown,
+        standard_errors=np.zeros_like(shown),
         n_evaluations=made,
         converged=True,
-        sentence=(
-            f"Exact {_NAMES[Method(method)]} of {game.n_players} players from {made:,} new "
-            "evaluations."
-        ),
+        sentence=f"{name} of {game.n_players} players, exact, from {made:,} new evaluations.",
     )
 
 
-def _sampled(game: Game, method: str, found: Sampled, before: int, tolerance: float) -> Values:
-    made = game.n_evaluations - before
-    name = _NAMES[Method(method)]
+def _sampled(
+    game: Game, method: str, name: str, found: Sampled, made: int, tolerance: float
+) -> Values:
     drawn = "coalitions" if method == Method.BANZHAF else "permutations"
-    cut = f", truncated after {found.evaluated:.0%} of their players" * (found.evaluated < 1)
-    relative = relative_error(found.values, found.errors)
+    cut = ""
+    if found.evaluated < 1:
+        cut = f", truncated after {found.evaluated:.0%} of their players"
     verdict = f", within the {tolerance:.1%} asked for"
     if not found.converged:
         verdict = f", not within the {tolerance:.1%} asked for; allow more draws" * (tolerance > 0)
+    if cut:
+        verdict += "; they know nothing of truncation's bias"
     return Values(
         method=str(method),
         values=found.values[0] if game.scalar else found.values,
@@ -159,16 +170,8 @@ def _sampled(game: Game, method: str, found: Sampled, before: int, tolerance: fl
         n_evaluations=made,
         converged=found.converged,
         sentence=(
-            f"{name[0].upper()}{name[1:]} of {game.n_players} players from "
-            f"{found.draws:,} {drawn}{cut} ({made:,} new evaluations): standard errors are "
-            f"{relative:.1%} of the values{verdict}."
+            f"{name} of {game.n_players} players from {found.draws:,} {drawn}{cut} ({made:,} new "
+            f"evaluations): standard errors are {relative_error(found.values, found.errors):.1%} "
+            f"of the values{verdict}."
         ),
     )
-
-
-_NAMES = {
-    Method.SHAPLEY: "Shapley values",
-    Method.BETA: "Beta-Shapley values",
-    Method.BANZHAF: "Banzhaf values",
-    Method.LEAVE_ONE_OUT: "leave-one-out values",
-}

@@ -30,7 +30,8 @@ def test_exact_values_are_the_definition(method: str) -> None:
     assert found.n_evaluations == 2**N
     assert found.converged
     assert not found.standard_errors.any()
-    assert "Exact" in found.sentence
+    assert "exact, from 64 new evaluations" in found.sentence
+    assert found.sentence.startswith("Beta(4, 2)") == (method == "beta")
 
 
 def test_leave_one_out_takes_a_player_from_everyone() -> None:
@@ -157,6 +158,7 @@ def test_truncation_saves_evaluations_and_moves_values_by_less_than_it_may() -> 
     share = re.search(r"truncated after (\d+)% of", cut.sentence)
     assert share is not None
     assert 0 < int(share.group(1)) < 100
+    assert "truncation's bias" in cut.sentence
     assert "truncated" not in full.sentence
     assert "asked" not in full.sentence  # all draws were asked for, and made
 
