@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from attribution.models import ModelLike
-from attribution.outputs import Output, OutputLike, evaluate, output_name, task_of, task_output
+from attribution.outputs import Output, OutputLike, of_examples, output_name, task_of, task_output
 from attribution.streams import Purpose, stream
 from attribution.training import Recipe, TrainedModels, predict, train_models
 from attribution.training.jobs import Arrays
@@ -262,7 +262,7 @@ def train_bank(
     targets = torch.as_tensor(query_targets).cpu()
     targets = targets.float().flatten() if kind == "regression" else targets.long()
     flat = torch.from_numpy(logits).flatten(0, 1)
-    values = evaluate(kept, flat, targets.repeat(len(logits)))
+    values = of_examples(kept, flat, targets.repeat(len(logits), *[1] * (targets.ndim - 1)))
     return RetrainBank(
         masks=np.asarray(masks),
         outputs=values.view(len(logits), -1).numpy(),
@@ -288,7 +288,7 @@ def train_bank_models(
     """Retrain on each mask; keep the models and their logits, for a caller that stores both.
 
     Returns:
-        The models, and their logits float32 [M, n_eval, K].
+        The models, and their logits float32 [M, n_eval, K], or [M, n_eval, T, K] of documents.
     """
     trained = train_models(
         model,

@@ -1,9 +1,12 @@
 """Model outputs f and the training loss, one number an example.
 
 Logits are [..., K] with targets [...]: class indices (int64) for classification, float32 for
-regression, where K = 1. Nothing here averages over examples. The training loss is cross-entropy
-or squared error; `tangent` gives its derivatives with respect to the task's own output f
-(margin for classification, prediction for regression), which is all that TRAK needs of a loss.
+regression, where K = 1. An example of a language task is a document: logits [n, T, K] with a class
+index for each of T tokens, and its output is the sum over those that are asked (`UNASKED` marks
+padding and prompts). Nothing here averages over examples. The training loss is cross-entropy or
+squared error; `tangent` gives its derivatives with respect to the task's own output f (margin for
+classification, prediction for regression, log-probability of a document), which is all that TRAK
+needs of a loss.
 """
 
 from collections.abc import Callable
@@ -22,6 +25,11 @@ class Task(StrEnum):
 
     CLASSIFICATION = "classification"
     REGRESSION = "regression"
+    LANGUAGE = "language"
+
+
+# The target of a token whose prediction is not asked for, as in torch's cross-entropy.
+UNASKED = -100
 
 
 class Output(StrEnum):
@@ -47,19 +55,27 @@ OUTPUTS: dict[Output, str] = {
     Output.SQUARED_ERROR: "(y - prediction)^2, in the target's unit squared; lower is better",
 }
 
+_OWN_OUTPUT = {
+    Task.CLASSIFICATION: Output.MARGIN,
+    Task.REGRESSION: Output.PREDICTION,
+    Task.LANGUAGE: Output.LOGPROB,
+}
 _OF_CLASSES = (Output.MARGIN, Output.LOGPROB, Output.LOGIT)
 _OF_NUMBERS = (Output.PREDICTION, Output.SQUARED_ERROR)
 
 
 def task_of(targets: Tensor | np.ndarray[Any, Any]) -> Task:
-    """Classification for integer targets, regression for floating ones."""
-    kind = torch.as_tensor(targets[:0]).dtype
-    return Task.REGRESSION if kind.is_floating_point else Task.CLASSIFICATION
+    """Regression for floating targets, for integers classification [n] or language [n, T]."""
+    sample = torch.as_tensor(targets[:0])
+    if sample.dtype.is_floating_point:
+        return Task.REGRESSION
+    several = sample.ndim == 2 and sample.shape[1] > 1
+    return Task.LANGUAGE if several else Task.CLASSIFICATION
 
 
 def task_output(task: str) -> Output:
     """The output f through which a task's training loss is written."""
-    return Output.MARGIN if Task(task) is Task.CLASSIFICATION else Output.PREDICTION
+    return _OWN_OUTPUT[Task(task)]
 
 
 def output_name(output: OutputLike) -> str:
@@ -95,11 +111,37 @@ def evaluate(output: OutputLike, logits: Tensor, targets: Tensor) -> Tensor:
     return evaluate_unchecked(output, logits, targets)
 
 
+def of_examples(output: OutputLike, logits: Tensor, targets: Tensor) -> Tensor:
+    """The output f of each example, tokens summed: `evaluate` where a row may be a document.
+
+    Args:
+        output: A name, or a function that returns one number for each example.
+        logits: [n, K], or [n, T, K].
+        targets: [n], or [n, T] with `UNASKED` where no prediction is asked for.
+
+    Returns:
+        [n].
+
+    Raises:
+        ShapeError: As `evaluate`.
+    """
+    check_targets(logits, targets)
+    return of_examples_unchecked(output, logits, targets)
+
+
+def of_examples_unchecked(output: OutputLike, logits: Tensor, targets: Tensor) -> Tensor:
+    """`of_examples` without looking at values, for use inside ``torch.func`` transforms."""
+    if logits.ndim < 3 or not isinstance(output, str):
+        return evaluate_unchecked(output, logits, targets)
+    values = evaluate_unchecked(output, logits, targets.clamp(min=0))
+    return torch.where(targets == UNASKED, 0.0, values).sum(-1)
+
+
 def evaluate_unchecked(output: OutputLike, logits: Tensor, targets: Tensor) -> Tensor:
     """`evaluate` without looking at values, for use inside ``torch.func`` transforms."""
     if not isinstance(output, str):
         values = output(logits, targets)
-        if values.shape != targets.shape:
+        if values.shape not in (targets.shape, logits.shape[:-2]):
             raise ShapeError(
                 f"the output function returned shape {tuple(values.shape)} for targets of shape "
                 f"{tuple(targets.shape)}; return one number for each example"
@@ -139,9 +181,14 @@ def tangent(task: str, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]
 
     Returns:
         Q = -dl/df and R = d2l/df2, both [...]: 1 - p and p(1 - p) with p = p(y|x) for
-        classification (f = margin; Park et al. 2023), 2(y - prediction) and 2 for regression.
+        classification (f = margin; Park et al. 2023), 2(y - prediction) and 2 for regression; 1
+        and 1 [n] for a document's log-probability: minus the loss itself, whose products are then
+        the empirical Fisher matrix.
     """
     check_targets(logits, targets)
+    if Task(task) is Task.LANGUAGE:
+        ones = torch.ones_like(logits[:, 0, 0])
+        return ones, ones
     if Task(task) is Task.REGRESSION:
         prediction = evaluate_unchecked(Output.PREDICTION, logits, targets)
         return 2 * (targets - prediction), torch.full_like(prediction, 2.0)
@@ -157,7 +204,7 @@ def training_loss(
     targets: Tensor,
     reduction: Literal["sum", "mean", "none"] = "sum",
 ) -> Tensor:
-    """Cross-entropy (classification) or squared error (regression).
+    """Cross-entropy (classification, summed over a document's tokens) or squared error.
 
     It checks no values, so that it can run inside ``torch.func`` transforms.
     """
@@ -166,7 +213,7 @@ def training_loss(
             f"task {task!r} was given targets of type {targets.dtype}; classification needs "
             "integer class indices, regression floating numbers"
         )
-    losses = evaluate_unchecked(Output.LOSS, logits, targets)
+    losses = of_examples_unchecked(Output.LOSS, logits, targets)
     if reduction == "none":
         return losses
     return losses.sum() if reduction == "sum" else losses.mean()
@@ -176,8 +223,8 @@ def check_targets(logits: Tensor, targets: Tensor) -> None:
     """Refuse logits and targets that do not belong together.
 
     Raises:
-        ShapeError: The leading shapes differ, a class index is outside 0..K-1, or a target is
-            NaN or infinite.
+        ShapeError: The leading shapes differ, a class index is outside 0..K-1 (a token's may be
+            `UNASKED`), or a target is NaN or infinite.
     """
     if logits.ndim < 1 or logits.shape[:-1] != targets.shape:
         raise ShapeError(
@@ -190,7 +237,10 @@ def check_targets(logits: Tensor, targets: Tensor) -> None:
         if not bool(torch.isfinite(targets).all()):
             raise ShapeError("a regression target is NaN or infinite; drop or repair that row")
         return
-    low, high = int(targets.min()), int(targets.max())
+    asked = targets[targets != UNASKED] if logits.ndim > 2 else targets
+    if asked.numel() == 0:
+        raise ShapeError(f"every target is {UNASKED}; ask for at least one token")
+    low, high = int(asked.min()), int(asked.max())
     if low < 0 or high >= logits.shape[-1]:
         raise ShapeError(
             f"class indices run from {low} to {high} and the model has {logits.shape[-1]} "

@@ -61,7 +61,7 @@ class Rows:
 
         Raises:
             DataError: An input is NaN or infinite; the message names the row.
-            ShapeError: Targets are not one number a row.
+            ShapeError: Targets are neither one number a row nor one class index a token.
         """
         if self._dataset is None:
             inputs, targets = take(self._inputs, start, stop), self._targets[start:stop]
@@ -71,10 +71,10 @@ class Rows:
         self._refuse_bad_numbers(inputs, start)
         if targets.ndim == 2 and targets.shape[1] == 1:
             targets = targets[:, 0]
-        if targets.ndim != 1:
+        if targets.ndim != 1 and (targets.ndim != 2 or targets.is_floating_point()):
             raise ShapeError(
                 f"{self.name} targets have shape {tuple(targets.shape)}; give one class index or "
-                "one number for each row"
+                "one number for each row, or a class index for each token"
             )
         return inputs, targets if targets.is_floating_point() else targets.long()
 
@@ -123,16 +123,17 @@ def to(inputs: Inputs, device: str, dtype: torch.dtype) -> Inputs:
 
 
 def call(model: nn.Module, inputs: Inputs) -> Tensor:
-    """The model's logits [n, K].
+    """The model's logits [n, K], or [n, T, K] where it answers for each token.
 
     Raises:
         RecipeError: The model returns something else.
     """
     logits = model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
-    if not isinstance(logits, Tensor) or logits.ndim != 2:
+    if not isinstance(logits, Tensor) or logits.ndim not in (2, 3):
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise RecipeError(
-            f"the model returned {found}; it must return one tensor [n, outputs] for n rows"
+            f"the model returned {found}; it must return one tensor [n, outputs] for n rows, or "
+            "[n, tokens, outputs]"
         )
     return logits
 

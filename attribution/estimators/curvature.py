@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from attribution.gradients import PerExampleGradients, layout_of
 from attribution.gradients.perexample import private_copy
-from attribution.outputs import Task, training_loss
+from attribution.outputs import UNASKED, Task, training_loss
 from attribution.rows import Inputs, Rows, call, to
 from attribution.streams import Purpose, torch_seed
 from schemas.errors import RecipeError, ShapeError
@@ -80,7 +80,7 @@ class LossCurvature:
         self._parameters: list[Tensor] = [named[name] for name in layout.names]
         self.theta = torch.cat([value.detach().flatten() for value in self._parameters])
         with torch.no_grad():
-            self.n_outputs = call(self._model, self._load(*rows.batch(0, 1))[0]).shape[1]
+            self.n_outputs = call(self._model, self._load(*rows.batch(0, 1))[0]).shape[-1]
         entries = self._entries_a_row()
         budget = BLOCK_ENTRIES[device]
         fitting = max(1, min(ROWS, budget // (4 * entries)))
@@ -109,8 +109,9 @@ class LossCurvature:
         Raises:
             ShapeError: The curvature is zero: every prediction is certain.
         """
-        classification = Task(self._task) is Task.CLASSIFICATION
-        if classification and self.n_outputs > TRACE_CLASSES:
+        # Of a document every token has gradients of its own, which only their sum reaches.
+        tokens = Task(self._task) is Task.LANGUAGE
+        if tokens or self.n_outputs > TRACE_CLASSES:
             generator = torch.Generator().manual_seed(torch_seed(self._seed, Purpose.SOLVER))
             signs = torch.randint(0, 2, (PROBES, self.size), generator=generator) * 2.0 - 1.0
             signs = signs.to(self.theta)
@@ -122,7 +123,8 @@ class LossCurvature:
                 "the training loss has no curvature: all predictions are certain; use earlier "
                 "checkpoints"
             )
-        return trace / min(len(self._rows), self.size)
+        count = self._n_asked() if tokens else len(self._rows)
+        return trace / min(count, self.size)
 
     def dense(self) -> Tensor:
         """H [p, p], symmetric; p^2 numbers."""
@@ -147,7 +149,12 @@ class LossCurvature:
                     out[part] += apply(vectors[part])
         return out
 
-    def _gauss_newton(self, inputs: Inputs, _targets: Tensor) -> Callable[[Tensor], Tensor]:
+    def _n_asked(self) -> int:
+        """Tokens whose prediction the training rows ask for."""
+        batches = self._rows.batches(self._batch)
+        return sum(int((targets != UNASKED).sum()) for _, _, targets in batches)
+
+    def _gauss_newton(self, inputs: Inputs, targets: Tensor) -> Callable[[Tensor], Tensor]:
         logits = call(self._model, inputs)
         # J^T u is linear in u, so its derivative along v is J v: no forward mode is needed.
         probe = torch.zeros_like(logits, requires_grad=True)
@@ -163,6 +170,8 @@ class LossCurvature:
             if pushed is None:
                 raise _no_product("its gradient does not depend on what it is pulled back from")
             curved = _loss_curvature(self._task, logits.detach(), pushed.detach())
+            if logits.ndim > 2:
+                curved = curved * (targets != UNASKED).unsqueeze(-1)
             found = self._grad([logits], self._parameters, [curved], is_grads_batched=True)
             return self._join(found, len(vectors))
 
@@ -258,7 +267,7 @@ class LossCurvature:
 
 
 def _loss_curvature(task: str, logits: Tensor, along: Tensor) -> Tensor:
-    """D u for each u of [b, n, K]: (diag p - p p^T) u, or 2 u."""
+    """D u for each u of [b, n, K] or [b, n, T, K]: (diag p - p p^T) u, or 2 u."""
     if Task(task) is Task.REGRESSION:
         return 2 * along
     p = torch.softmax(logits, dim=-1)

@@ -62,17 +62,25 @@ class OuterBlock:
         self._columns: Tensor | None = None
 
     def gather(self, blocks: GradientBlocks) -> None:  # noqa: D102
-        found = [sides(use) for use, _ in blocks.uses_of(self.layer.name)]
-        if not found:
+        deltas, inputs = [], []
+        for use, _ in blocks.uses_of(self.layer.name):
+            left, right = (side.squeeze(1) for side in sides(use))
+            if self.layer.bias_name is not None:
+                right = torch.cat([right, torch.ones_like(right[:, :1])], dim=1)
+            if blocks.asked is not None and blocks.asked.shape[1] == right.shape[2]:
+                # No gradient comes from padding, whose inputs would only blur the factor.
+                right = right * blocks.asked[:, None]
+            deltas.append(left)
+            inputs.append(right)
+        if not deltas:
             return
-        delta = torch.cat([left.squeeze(1) for left, _ in found], dim=2)
-        given = torch.cat([right.squeeze(1) for _, right in found], dim=2)
-        if self.layer.bias_name is not None:
-            given = torch.cat([given, torch.ones_like(given[:, :1])], dim=1)
-        flat = given.transpose(0, 1).flatten(1)
-        self._a = self._a + (flat @ flat.T).double()
-        flat = delta.transpose(0, 1).flatten(1)
-        self._b = self._b + (flat @ flat.T).double() / delta.shape[2]
+        delta = torch.cat(deltas, dim=2).transpose(0, 1).flatten(1)
+        given = torch.cat(inputs, dim=2).transpose(0, 1).flatten(1)
+        positions = sum(part.shape[2] for part in deltas)
+        if blocks.asked is not None:  # as many on average as there are tokens asked for
+            positions *= float(blocks.asked.double().mean())
+        self._a = self._a + (given @ given.T).double()
+        self._b = self._b + (delta @ delta.T).double() / positions
 
     def settle(self, n_rows: int, n_passes: int) -> Tensor:  # noqa: D102
         if not isinstance(self._a, Tensor):
@@ -214,7 +222,7 @@ def fit_factors(
         for positions, inputs, targets in rows.batches(batch_size):
             for drawn in passes.each(positions, targets):
                 batch = owner.run(inputs, drawn)
-                passes.n_outputs = batch.logits.shape[1]
+                passes.n_outputs = batch.logits.shape[-1]
                 yield batch.blocks()
 
     found: tuple[Block, ...] = ()

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from attribution.estimators.gaussnewton import GGN_CLASSES, rest_of_curvature
 from attribution.gradients import BLOCK_ENTRIES, PerExampleGradients
-from attribution.outputs import OutputLike, output_name, tangent, task_output
+from attribution.outputs import OutputLike, Task, output_name, tangent, task_output
 from attribution.projection import Projection, fingerprint_of, sketch
 from attribution.rows import Rows
 from schemas.errors import DataError, ShapeError
@@ -164,8 +164,10 @@ def featurize(
         if targets.is_floating_point():
             targets = targets.to(wide)
         residual[positions], curvature[positions] = tangent(task, batch.logits, targets.to(device))
-        n_outputs = batch.logits.shape[1]
+        n_outputs = batch.logits.shape[-1]
     rest, is_gram = None, False
+    if ggn and Task(task) is Task.LANGUAGE:
+        raise ShapeError("curvature 'ggn' needs one prediction a row; say 'logistic' for documents")
     if ggn:
         rest, is_gram = rest_of_curvature(
             model,

@@ -2,7 +2,8 @@
 
 For cross-entropy the Fisher matrix is the Gauss-Newton matrix J^T (diag p - p p^T) J, the
 expectation of g g^T over labels drawn from the model. Here are four ways to that expectation; what
-is drawn is a function of (seed, checkpoint, sample, row), whatever the batches are.
+is drawn is a function of (seed, checkpoint, sample, row), whatever the batches are. The tokens of
+a document have labels of their own, drawn independently.
 """
 
 import math
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attribution.outputs import Output, Task, evaluate_unchecked, training_loss
+from attribution.outputs import UNASKED, Output, Task, evaluate_unchecked, training_loss
 from attribution.streams import PURPOSE_CODES, Purpose, philox4x32, stream
 from schemas.errors import ShapeError
 
@@ -35,10 +36,11 @@ class LabelPasses:
     """Which passes a batch needs, and the loss of each, weighted to sum to the expectation.
 
     Args:
-        task: "classification" or "regression".
+        task: "classification", "regression" or "language".
         labels: "sampled": one label drawn for each row; "signs": sum over classes of
             +-sqrt(p_c) (e_c - p) with random signs; "all": one pass a class, exact; "observed":
-            the labels that are there (the empirical Fisher matrix, another one).
+            the labels that are there (the empirical Fisher matrix, another one). Documents take
+            "signs" or "observed".
         samples: Passes with fresh draws, for the first two.
         n_rows: Training rows.
         seed: Seed of the draws.
@@ -59,7 +61,11 @@ class LabelPasses:
         if samples < 1:
             raise ShapeError(f"samples is {samples}; give 1 or more")
         self.n_outputs = 1
-        self._regression = Task(task) is Task.REGRESSION
+        self._task = Task(task)
+        self._regression = self._task is Task.REGRESSION
+        self._language = self._task is Task.LANGUAGE
+        if self._language and labels not in (Labels.SIGNS, Labels.OBSERVED):
+            raise ShapeError(f"labels {labels!r} are for one prediction a row; say 'signs'")
         self._labels, self._number = Labels(labels), 0
         drawn = self._labels in (Labels.SAMPLED, Labels.SIGNS)
         self._samples = samples if drawn else 1
@@ -85,16 +91,18 @@ class LabelPasses:
             if self._labels is Labels.SAMPLED:
                 yield self._noise[self._number][positions]
             elif self._labels is Labels.SIGNS and not self._regression:
-                yield torch.arange(len(targets), dtype=torch.float64)
+                places = torch.arange(len(targets), dtype=torch.float64)
+                if self._language:  # -1 for tokens whose prediction is not asked for
+                    places = torch.where(targets == UNASKED, -1.0, places[:, None])
+                yield places
             else:
                 yield targets
             self._number += 1
 
     def output(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """The weighted loss of the pass, [...]."""
+        """The weighted loss of the pass, [...]; of documents [B]."""
         if self._labels is Labels.OBSERVED:
-            kind = Task.REGRESSION if self._regression else Task.CLASSIFICATION
-            return training_loss(kind, logits, targets, "none")
+            return training_loss(self._task, logits, targets, "none")
         scale = 1.0 / math.sqrt(self.count)
         if self._regression:
             # (y - f)^2 is minus the log density of a normal of variance 1/2, up to a constant:
@@ -105,9 +113,13 @@ class LabelPasses:
             return training_loss(Task.REGRESSION, logits, drawn, "none") * scale
         p = torch.softmax(logits.detach().double(), dim=-1)
         if self._labels is Labels.SIGNS:
-            weights = self._row_signs(targets.long(), logits) * p.sqrt()
+            places = targets.long()
+            if self._language:
+                places = places.amax(-1)
+            weights = self._row_signs(places, logits) * p.sqrt()
             weights = weights - weights.sum(-1, keepdim=True) * p
-            return (weights.to(logits.dtype) * logits).sum(-1) * scale
+            loss = (weights.to(logits.dtype) * logits).sum(-1) * scale
+            return torch.where(targets >= 0, loss, 0.0).sum(-1) if self._language else loss
         if self._labels is Labels.ALL:
             chosen = torch.full_like(targets, self._number)
             weight = p[..., self._number].sqrt().to(logits.dtype)
@@ -117,17 +129,20 @@ class LabelPasses:
         return evaluate_unchecked(Output.LOSS, logits, chosen) * scale
 
     def _row_signs(self, places: Tensor, logits: Tensor) -> Tensor:
-        """+1 and -1 for the rows at these places of the batch, float64 [..., K]."""
+        """+1 and -1 for the rows at these places of the batch, float64 [..., K] or [..., T, K]."""
         n_classes = logits.shape[-1]
+        n_tokens = logits.shape[-2] if self._language else 1
         if not len(self._signs):
             rows = np.arange(self._positions.start, self._positions.stop, dtype=np.uint64)
-            counter = np.zeros((len(rows), -(-n_classes // 128), 4), dtype=np.uint32)
+            n_words = -(-n_classes // 128)
+            counter = np.zeros((len(rows), n_tokens * n_words, 4), dtype=np.uint32)
             counter[..., 0] = (rows & np.uint64(0xFFFFFFFF))[:, None]
             counter[..., 1] = (rows >> np.uint64(32))[:, None]
             counter[..., 2] = np.arange(counter.shape[1])
             counter[..., 3] = PURPOSE_CODES[Purpose.LABELS] << 16
             words = philox4x32(counter, self._keys[self._number]).astype("<u4")
-            bits = np.unpackbits(words.reshape(len(rows), -1).view(np.uint8), axis=1)
-            self._signs = 1.0 - 2.0 * torch.from_numpy(bits[:, :n_classes]).double()
-            self._signs = self._signs.to(logits.device)
+            bits = np.unpackbits(words.reshape(len(rows) * n_tokens, -1).view(np.uint8), axis=1)
+            signs = 1.0 - 2.0 * torch.from_numpy(bits[:, :n_classes]).double()
+            signs = signs.unflatten(0, (len(rows), n_tokens)) if self._language else signs
+            self._signs = signs.to(logits.device)
         return self._signs[places]

@@ -59,6 +59,7 @@ class GradientBlocks:
         layout: Where each parameter lies.
         memo: A place, shared by all batches of one model, for what need be made only once.
         dtype: Type of activations and gradients.
+        asked: bool [B, T], the tokens of each document that are predicted; None without tokens.
     """
 
     n_rows: int
@@ -70,6 +71,7 @@ class GradientBlocks:
     template: Tensor = field(repr=False)
     dtype: torch.dtype
     limit: int
+    asked: Tensor | None = field(default=None, repr=False)
 
     @property
     def device(self) -> torch.device:
@@ -122,6 +124,7 @@ class GradientBlocks:
             },
             general={name: value[chosen] for name, value in self.general.items()},
             template=self.template[chosen],
+            asked=None if self.asked is None else self.asked[chosen],
         )
 
     def entries(self, name: str) -> int:

@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from attribution.gradients.blocks import GradientBlocks
 from attribution.gradients.layers import Use, patch_entries
 from attribution.gradients.plan import Layout, Plan, layout_of, make_plan, register
-from attribution.outputs import OutputLike, check_targets, evaluate, evaluate_unchecked
+from attribution.outputs import OutputLike, of_examples, of_examples_unchecked
 from attribution.rows import Inputs, call, n_rows, take, to
 from schemas.errors import CheckpointError, RecipeError
 
@@ -37,7 +37,7 @@ class GradientPass:
     """A batch after its passes; `blocks` may be read once or often.
 
     Attributes:
-        logits: [B, K].
+        logits: [B, K], or [B, T, K].
         n_rows: B.
     """
 
@@ -46,6 +46,7 @@ class GradientPass:
     _owner: "PerExampleGradients" = field(repr=False)
     _uses: dict[nn.Module, list[Use]] = field(repr=False)
     _general: dict[str, Tensor] = field(repr=False)
+    _asked: Tensor | None = field(repr=False)
 
     def blocks(self, limit: int = BLOCK_ENTRIES) -> GradientBlocks:
         """The gradients; iterate for (offset in the flat gradient, [B, entries]), without gaps.
@@ -60,6 +61,7 @@ class GradientPass:
             plan=self._owner.plan,
             uses=self._uses,
             general=self._general,
+            asked=self._asked,
             template=self.logits,
             dtype=self._owner.dtype,
             limit=limit,
@@ -70,8 +72,8 @@ class PerExampleGradients:
     """A model at one checkpoint, ready to give per-example gradients.
 
     Args:
-        model: Any module that maps rows to logits [n, K], rows independent in eval mode. It is
-            copied; the original is left alone.
+        model: Any module that maps rows to logits [n, K] or [n, T, K], rows independent in eval
+            mode. It is copied; the original is left alone.
         state: The checkpoint's state dict, or None for the model's own weights.
         output: The output f, a name or a function of (logits, targets).
         device: "cpu" or "cuda".
@@ -109,7 +111,7 @@ class PerExampleGradients:
 
         Args:
             inputs: [B, ...] or a mapping of such.
-            targets: [B], class indices or numbers.
+            targets: [B], class indices or numbers; or [B, T], a class index a token.
         """
         inputs = to(inputs, self._device, self.dtype)
         targets = targets.to(
@@ -124,8 +126,14 @@ class PerExampleGradients:
                 self._model.requires_grad_(False)
             logits, uses = self._hooked_pass(inputs, targets)
             general = self._general_pass(inputs, targets) if self.plan.general else {}
+        tokens = logits.ndim > 2
         return GradientPass(
-            logits=logits, n_rows=n_rows(inputs), _owner=self, _uses=uses, _general=general
+            logits=logits,
+            n_rows=n_rows(inputs),
+            _owner=self,
+            _uses=uses,
+            _general=general,
+            _asked=targets >= 0 if tokens else None,
         )
 
     def row_bytes(self, inputs: Inputs, targets: Tensor) -> int:
@@ -164,13 +172,12 @@ class PerExampleGradients:
         finally:
             for handle in handles:
                 handle.remove()
-        check_targets(logits, targets)
         wide = _widened(logits)
+        outputs = of_examples(self._output, wide, targets)
         uses: dict[nn.Module, list[Use]] = {}
         if calls:
-            total = evaluate(self._output, wide, targets).sum()
             taps = [kept.tap for _, kept in calls]
-            deltas = torch.autograd.grad(total, taps, allow_unused=True)
+            deltas = torch.autograd.grad(outputs.sum(), taps, allow_unused=True)
             for (module, kept), delta in zip(calls, deltas, strict=True):
                 if delta is None:
                     continue
@@ -195,7 +202,8 @@ class PerExampleGradients:
             )
             args, kwargs = ((), single) if isinstance(single, dict) else ((single,), {})
             logits = torch.func.functional_call(self._model, weights, args, kwargs)
-            return evaluate_unchecked(self._output, _widened(logits), target.unsqueeze(0)).sum()
+            target = target.unsqueeze(0)
+            return of_examples_unchecked(self._output, _widened(logits), target).sum()
 
         each = torch.func.vmap(torch.func.grad(output_of), in_dims=(None, 0, 0))
         try:
@@ -264,7 +272,7 @@ def flat_gradients(owner: PerExampleGradients, inputs: Inputs, targets: Tensor) 
     inputs = to(inputs, owner._device, owner.dtype)
     for row in range(n_rows(inputs)):
         logits = call(model, take(inputs, row, row + 1))
-        output = evaluate(owner._output, logits, targets[row : row + 1]).sum()
+        output = of_examples(owner._output, logits, targets[row : row + 1]).sum()
         found = torch.autograd.grad(output, wanted, allow_unused=True)
         pairs = zip(wanted, found, strict=True)
         rows.append(

@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from attribution.models import torch_stream
 from attribution.outputs import Task, training_loss
@@ -103,7 +104,11 @@ class VmapGradients:
             scale = torch.full(
                 index.shape, scale, dtype=self.params.flat.dtype, device=index.device
             )
-        grads, losses = self._gradient(own, fixed, self.inputs[index], self.targets[index], scale)
+        # The fused kernels of attention have no rule for vmap and would run model by model.
+        with sdpa_kernel(SDPBackend.MATH):
+            grads, losses = self._gradient(
+                own, fixed, self.inputs[index], self.targets[index], scale
+            )
         for name, gradient in grads.items():
             self.into.tensors[name][:n_active].mul_(beta).add_(gradient)
         return (losses * (scale > 0)).sum(1)

@@ -87,7 +87,9 @@ def make_job(
     rows, numbers = _checked_masks(masks, seeds, len(inputs))
     template = fresh(model, numbers[0]).to(device=where, dtype=dtype)
     _try_forward(template, inputs, targets)
-    layers = layers_of(template, inputs.shape[1:]) if inputs.is_floating_point() else None
+    layers = None
+    if inputs.is_floating_point() and kind is not Task.LANGUAGE:
+        layers = layers_of(template, inputs.shape[1:])
     params, constants = split_state(template)
     pure = layers is not None or (
         not needs_loop(template)
@@ -132,8 +134,11 @@ def checked_data(
         if targets.is_floating_point():
             raise ShapeError("classification needs integer class indices; these are floating")
         targets = targets.long()
-    if targets.ndim != 1:
-        raise ShapeError(f"targets have shape {tuple(targets.shape)}; give one number a row")
+    if targets.ndim != (2 if kind is Task.LANGUAGE else 1):
+        raise ShapeError(
+            f"targets have shape {tuple(targets.shape)}; give one number a row, or for documents "
+            "one class index a token"
+        )
     if inputs.is_floating_point():
         bad = ~torch.isfinite(inputs.flatten(1) if inputs.ndim > 1 else inputs.unsqueeze(1)).all(1)
         if bool(bad.any()):
@@ -170,10 +175,11 @@ def _try_forward(template: nn.Module, inputs: Tensor, targets: Tensor) -> None:
             f"the model cannot take inputs of shape {tuple(inputs.shape[1:])} and type "
             f"{inputs.dtype}: {reason}"
         ) from error
-    if not isinstance(logits, Tensor) or logits.ndim != 2:
+    if not isinstance(logits, Tensor) or logits.ndim != 1 + targets.ndim:
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise RecipeError(f"the model returned {found} for one input; return a tensor [n, outputs]")
-    check_targets(logits.expand(len(targets), -1), targets)
+        wanted = "[n, outputs]" if targets.ndim == 1 else "[n, tokens, outputs]"
+        raise RecipeError(f"the model returned {found} for one input; return a tensor {wanted}")
+    check_targets(logits.expand(len(targets), *logits.shape[1:]), targets)
     if targets.is_floating_point() and logits.shape[1] != 1:
         raise ShapeError(f"a regression needs a model with 1 output; this has {logits.shape[1]}")
 
