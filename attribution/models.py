@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from attribution.convolutional import cnn, resnet
 from attribution.streams import Purpose, torch_seed
+from attribution.textual import bag, transformer
 from schemas.errors import NotFound, RecipeError, ShapeError
 
 ModelLike = nn.Module | Callable[[], nn.Module]
@@ -74,12 +75,16 @@ BUILDERS: dict[str, Callable[..., nn.Module]] = {
     "mlp": mlp,
     "cnn": cnn,
     "resnet": resnet,
+    "bag": bag,
+    "transformer": transformer,
 }
 OPTIONS: dict[str, tuple[str, ...]] = {
     "linear": (),
     "mlp": ("hidden", "activation"),
     "cnn": ("channels", "hidden"),
     "resnet": ("width", "blocks"),
+    "bag": ("vocabulary", "width", "hidden"),
+    "transformer": ("vocabulary", "width", "depth", "heads", "causal"),
 }
 
 
@@ -87,7 +92,7 @@ def build(name: str, input_shape: Sequence[int], n_outputs: int, **options: Any)
     """A built-in model by its name.
 
     Args:
-        name: ``linear``, ``mlp``, ``cnn`` or ``resnet``.
+        name: ``linear``, ``mlp``, ``cnn``, ``resnet``, ``bag`` or ``transformer``.
         input_shape: Shape of one input.
         n_outputs: Classes, or 1 for regression.
         options: Those of the builder, as `OPTIONS` lists them.

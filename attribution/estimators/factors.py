@@ -76,7 +76,7 @@ class OuterBlock:
             return
         delta = torch.cat(deltas, dim=2).transpose(0, 1).flatten(1)
         given = torch.cat(inputs, dim=2).transpose(0, 1).flatten(1)
-        positions = sum(part.shape[2] for part in deltas)
+        positions = float(sum(part.shape[2] for part in deltas))
         if blocks.asked is not None:  # as many on average as there are tokens asked for
             positions *= float(blocks.asked.double().mean())
         self._a = self._a + (given @ given.T).double()
