@@ -14,7 +14,7 @@ class DatasetFacts(Frozen):
     dataset_id: Annotated[str, Field(min_length=1)]
     """Digest of the rows as they are used: after splitting and corruption."""
     task: Task
-    """Classification into `classes`, or regression onto one number."""
+    """Classification into `classes`, regression onto one number, or the next of `n_tokens`."""
     n_train: Annotated[int, Field(gt=0)]
     """Rows of split 'train'."""
     n_test: Annotated[int, Field(ge=0)]
@@ -25,6 +25,8 @@ class DatasetFacts(Frozen):
     """Shape of one input."""
     input_dtype: str = "float32"
     """Element type of the inputs on disk."""
+    n_tokens: Annotated[int, Field(ge=0)] = 0
+    """Token numbers of texts, padding included; 0 where the inputs are no texts."""
     n_corrupted: Annotated[int, Field(ge=0)] = 0
     """Training rows whose target was changed on purpose."""
     source_digest: Annotated[str, Field(min_length=1)]
@@ -32,8 +34,8 @@ class DatasetFacts(Frozen):
 
     @property
     def n_outputs(self) -> int:
-        """Width of the model's output: a logit for each class, or one number."""
-        return len(self.classes) or 1
+        """Width of the model's output: a logit for each class or token, or one number."""
+        return self.n_tokens if self.task == "language" else len(self.classes) or 1
 
     @model_validator(mode="after")
     def _classes_fit_the_task(self) -> Self:
@@ -42,6 +44,8 @@ class DatasetFacts(Frozen):
             refuse([(("classes",), "a regression has none; leave them empty")])
         if self.task == "classification" and len(self.classes) < 2:
             refuse([(("classes",), "a classification needs two; name them by class index")])
+        if self.task == "language" and not self.n_tokens:
+            refuse([(("n_tokens",), "a language task needs tokens; say how many there are")])
         if self.n_corrupted > self.n_train:
             refuse([(("n_corrupted",), f"more than the {self.n_train} training rows")])
         return self

@@ -19,6 +19,7 @@ Count = Annotated[int, Field(gt=0)]
 OUTPUTS_OF_TASK: dict[Task, tuple[Output, ...]] = {
     "classification": ("margin", "loss", "logprob", "logit"),
     "regression": ("prediction", "loss", "squared_error"),
+    "language": ("logprob", "loss", "margin"),
 }
 
 
@@ -33,7 +34,8 @@ class MethodSpec(Frozen):
     general: ClassVar[frozenset[str]] = frozenset({"method", "name", "output", "checkpoints"})
 
     output: Literal["auto"] | Output = "auto"
-    """Whose change is predicted; 'auto' is the margin of a class, the prediction of a number."""
+    """Whose change is predicted; 'auto' is the margin of a class, the prediction of a number, the
+    log-probability of a text."""
     checkpoints: Literal["full", "bank"] = "full"
     """Models trained on all rows, or on subsets (the bank's): those never saw most rows."""
 

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, Field, JsonValue, field_validator, model_va
 
 from schemas.frozen import Frozen, distinct, nearest, refusal, refuse
 
-Task = Literal["classification", "regression"]
+Task = Literal["classification", "regression", "language"]
 
 SKLEARN_TASKS: dict[str, Task] = {
     "breast_cancer": "classification",
@@ -29,7 +29,10 @@ MODEL_OPTIONS: dict[str, tuple[str, ...]] = {
     "mlp": ("activation", "hidden"),
     "cnn": ("channels", "hidden"),
     "resnet": ("blocks", "width"),
+    "bag": ("hidden", "vocabulary", "width"),
+    "transformer": ("causal", "depth", "heads", "vocabulary", "width"),
 }
+TEXT_MODELS = ("bag", "transformer")
 BUILT_IN_MODELS = tuple(MODEL_OPTIONS)
 ACTIVATIONS = ("relu", "gelu", "silu", "tanh")
 CHECKPOINT_SUFFIXES = (".safetensors", ".pt")
@@ -60,13 +63,45 @@ class CorruptSpec(Frozen):
     """Share of the training labels that is replaced by another class."""
 
 
+# Token numbers of the 256 bytes, and of padding.
+BYTE_TOKENS = 257
+
+
+class TextSpec(Frozen):
+    """``data.text``: a column of text that the model reads as token numbers."""
+
+    column: Annotated[str, Field(examples=["sentence"])]
+    """The column."""
+    tokens: Literal["words", "bytes"] = "words"
+    """Words and punctuation, in lower case and hashed into `vocabulary`; or UTF-8 bytes."""
+    length: Annotated[int, Field(gt=0)] = 64
+    """Tokens of a text; longer texts are cut, shorter ones padded."""
+    vocabulary: Annotated[int, Field(gt=1)] = 4096
+    """Token numbers, padding included; 257 for bytes."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bytes_have_their_vocabulary(cls, given: object) -> object:
+        if isinstance(given, dict) and given.get("tokens") == "bytes":
+            return {"vocabulary": BYTE_TOKENS} | given
+        return given
+
+    @model_validator(mode="after")
+    def _vocabulary_holds_the_tokens(self) -> Self:
+        if self.tokens == "bytes" and self.vocabulary != BYTE_TOKENS:
+            refuse([(("vocabulary",), f"bytes have {BYTE_TOKENS} token numbers; leave it out")])
+        return self
+
+
 class DataSpec(Frozen):
     """``[data]``: where the rows come from."""
 
     source: Annotated[str, Field(examples=["sklearn:digits", "csv:rows.csv"])]
     """sklearn:NAME, csv:, parquet:, jsonl: or npz:PATH, idx:FOLDER, python:FILE.py:FUNCTION."""
     target: str | None = None
-    """Column to predict; needed for csv, parquet and jsonl."""
+    """Column to predict; needed for csv, parquet and jsonl, but where a text predicts itself."""
+    text: TextSpec | None = None
+    """A text column as the input; without `target`, each token is predicted from those before."""
     id: str | None = None
     """Column that names a row; without one, the row number does."""
     split: str | None = None
@@ -78,7 +113,7 @@ class DataSpec(Frozen):
     corrupt: CorruptSpec = CorruptSpec()
     """Label noise for experiments."""
     task: Literal["auto", "classification", "regression"] = "auto"
-    """What is predicted; 'auto' decides by the target column."""
+    """What is predicted of a target; 'auto' decides by its column."""
 
     @property
     def scheme(self) -> str:
@@ -93,6 +128,8 @@ class DataSpec(Frozen):
     @property
     def known_task(self) -> Task | None:
         """The task where the spec alone tells it, else None (the rows decide)."""
+        if self.text and not self.target:
+            return "language"
         if self.task != "auto":
             return self.task
         return SKLEARN_TASKS.get(self.location) if self.scheme == "sklearn" else None
@@ -117,7 +154,13 @@ class DataSpec(Frozen):
         return self
 
     def _column_problems(self) -> Iterator[tuple[tuple[str, ...], str]]:
-        if self.scheme in TABLE_SCHEMES and not self.target:
+        if self.text and self.scheme not in TABLE_SCHEMES:
+            yield ("text",), f"{self.source} has no columns of text; use csv, parquet or jsonl"
+        if self.text and self.text.column in (self.target, self.id, self.split, *self.metadata):
+            yield ("text", "column"), f"column '{self.text.column}' has another role; name another"
+        if self.known_task == "language" and self.task != "auto":
+            yield ("task",), f"a {self.task} needs a target; name its column, or leave it out"
+        if self.scheme in TABLE_SCHEMES and not self.target and not self.text:
             yield ("target",), f"missing; name the column of {self.source} to predict"
         if self.scheme == "idx" and self.target:
             yield ("target",), f"{self.source} has labels of its own; leave it out"
@@ -136,8 +179,9 @@ class DataSpec(Frozen):
                 yield (key,), f"column '{roles[key]}' is {others[-1]} already; name another"
         if self.target and self.target in self.metadata:
             yield ("metadata",), f"'{self.target}' is the target already; leave it out"
-        if self.corrupt.labels > 0 and self.known_task == "regression":
-            yield ("corrupt", "labels"), "a regression has no labels to flip; leave it out"
+        if self.corrupt.labels > 0 and self.known_task in ("regression", "language"):
+            kind = "a regression" if self.target or not self.text else "text without a target"
+            yield ("corrupt", "labels"), f"{kind} has no labels to flip; leave it out"
 
 
 _AFTER = {scheme: f"rows.{scheme}" for scheme in FILE_SCHEMES} | {
@@ -154,9 +198,12 @@ class ModelSpec(Frozen):
     """``[model]``: what is trained."""
 
     build: Annotated[str, Field(examples=["linear", "mlp"])]
-    """linear, mlp, cnn, resnet, or python:FILE.py:FUNCTION that returns a torch module."""
+    """linear, mlp, cnn, resnet, bag, transformer, or python:FILE.py:FUNCTION, which returns a torch
+    module."""
     options: dict[str, JsonValue] = Field(default_factory=dict)
-    """The builder's own: mlp hidden, activation; cnn channels, hidden; resnet width, blocks."""
+    """The builder's own: mlp hidden, activation; cnn channels, hidden; resnet width, blocks; bag
+    width, hidden; transformer width, depth, heads. The vocabulary and whether it is causal follow
+    from the data."""
     checkpoints: Annotated[tuple[str, ...], AfterValidator(distinct)] = ()
     """One's own weights (.safetensors, or .pt read as weights only), instead of training."""
 
@@ -196,14 +243,17 @@ class ModelSpec(Frozen):
             if key == "activation" and value not in ACTIVATIONS:
                 hint = nearest(str(value), ACTIVATIONS)
                 yield ("options", key), f"unknown activation '{value}'{hint}"
-            if key == "width" and not _is_size(value):
+            if key in _NUMBERS and not _is_size(value):
                 yield ("options", key), f"found {value!r}; write a number of 1 or more, as in 16"
+            if key == "causal" and not isinstance(value, bool):
+                yield ("options", key), f"found {value!r}; write true or false"
             if key in _SIZES and not (isinstance(value, list) and all(map(_is_size, value))):
                 yield ("options", key), f"write a list of {_SIZES[key]}"
             elif key in ("channels", "blocks") and not value:
                 yield ("options", key), f"the list is empty; write {_SIZES[key]}"
 
 
+_NUMBERS = ("width", "depth", "heads", "vocabulary")
 _SIZES = {
     "hidden": "layer widths, as in [128, 64]",
     "channels": "positive numbers of maps, as in [16, 32]",

@@ -34,8 +34,10 @@ class Examples:
 
     Attributes:
         example_ids: int64 [n].
-        inputs: float32 [n, ...]; a view of the file where the rows are contiguous.
-        targets: int64 class indices or float32 values [n], as the model is to see them.
+        inputs: float32 [n, ...] or int64 tokens [n, T]; a view of the file where the rows are
+            contiguous.
+        targets: int64 class indices or float32 values [n], as the model is to see them; or the
+            next tokens int64 [n, T].
         true_targets: The same before any label was corrupted.
     """
 
@@ -55,8 +57,8 @@ class StoredDataset:
     Attributes:
         example_ids: int64 [n].
         split: "train" or "test" [n].
-        inputs: float32 [n, ...], memory-mapped and read-only.
-        targets: int64 class indices 0..K-1, or float32 values [n].
+        inputs: float32 [n, ...] or int64 tokens [n, T], memory-mapped and read-only.
+        targets: int64 class indices 0..K-1 or float32 values [n], or next tokens int64 [n, T].
         true_targets: The same before corruption.
         hashes: Digest of each row's content [n].
         classes: Class names by index; empty for a regression.
@@ -135,8 +137,9 @@ def write_dataset(
         folder: An existing folder.
         example_ids: Unique integers [n] that fit 32 bits.
         split: "train" or "test" [n].
-        inputs: Numbers [n, ...]; stored as float32.
-        targets: Class indices into `facts.classes`, or values for a regression [n].
+        inputs: Numbers [n, ...]; stored in the type that the facts name.
+        targets: Class indices into `facts.classes`, or values for a regression [n]; next tokens
+            [n, T] for a language task.
         hashes: Digest of each row's content [n].
         facts: What the data set says of itself; its counts must be those of the rows.
         true_targets: The targets before corruption; the same as `targets` by default.
@@ -148,7 +151,7 @@ def write_dataset(
     """
     ids = np.asarray(example_ids, dtype=np.int64)
     sides = np.asarray(split, dtype=str)
-    dtype = np.int64 if facts.classes else np.float32
+    dtype = np.float32 if facts.task == "regression" else np.int64
     seen = np.asarray(targets, dtype=dtype)
     truth = seen if true_targets is None else np.asarray(true_targets, dtype=dtype)
     n = len(ids)
@@ -158,7 +161,7 @@ def write_dataset(
             raise DataError(f"{name} has {len(column)} rows and example_ids has {n}")
     _check_rows(ids, sides, seen, truth, facts)
     order = np.lexsort((ids, sides == TEST))
-    np.save(folder / _INPUTS, np.ascontiguousarray(inputs[order], dtype=np.float32))
+    np.save(folder / _INPUTS, np.ascontiguousarray(inputs[order], dtype=facts.input_dtype))
     np.save(folder / _TARGETS, np.stack([seen[order], truth[order]]))
     frame = pl.DataFrame(
         {
@@ -266,6 +269,9 @@ def _check_rows(ids: Array, sides: Array, seen: Array, truth: Array, facts: Data
         for labels in (seen, truth):
             if len(labels) and (labels.min() < 0 or labels.max() >= len(facts.classes)):
                 raise DataError(f"class indices must be between 0 and {len(facts.classes) - 1}")
+    elif facts.task == "language":
+        if seen.ndim != 2 or seen.max(initial=0) >= facts.n_tokens:
+            raise DataError(f"next tokens must be [n, T] and below {facts.n_tokens}")
     elif not (np.isfinite(seen).all() and np.isfinite(truth).all()):
         raise DataError("targets must be finite numbers")
 
@@ -273,4 +279,6 @@ def _check_rows(ids: Array, sides: Array, seen: Array, truth: Array, facts: Data
 def _names(targets: Array, classes: tuple[str, ...]) -> list[str]:
     if classes:
         return [classes[index] for index in targets.tolist()]
+    if targets.ndim > 1:  # a text predicts itself
+        return ["text"] * len(targets)
     return [str(value) for value in targets]

@@ -90,12 +90,13 @@ def outputs_of(
     """An output of retrained models on some test rows: float32 [m, len(ids)]."""
     import torch
 
-    from attribution.outputs import evaluate
+    from attribution.outputs import of_examples
 
     places = plan.dataset.positions(ids) - plan.n_train
     targets = torch.from_numpy(plan.dataset.test.targets[places])
     chosen = torch.from_numpy(np.ascontiguousarray(logits[:, places]))
-    flat = evaluate(output, chosen.flatten(0, 1), targets.repeat(len(chosen)))
+    repeated = targets.repeat(len(chosen), *[1] * (targets.ndim - 1))
+    flat = of_examples(output, chosen.flatten(0, 1), repeated)
     return flat.reshape(len(chosen), len(places)).numpy()
 
 

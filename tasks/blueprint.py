@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from schemas.errors import CorruptArtifact, RequestError
 from schemas.frozen import digest_of
 from schemas.manifest import Manifest
+from schemas.recipe import TEXT_MODELS
 from schemas.spec import (
     AttributionSpec,
     LoadedSpec,
@@ -137,9 +138,14 @@ class Blueprint:
         from tasks.intake.recipes import build_user_model
 
         model, facts = self.spec.model, self.dataset.facts
+        options = dict(model.options)
+        if model.build in TEXT_MODELS:
+            options = {"vocabulary": facts.n_tokens} | options
+        if facts.task == "language" and model.build == "transformer":
+            options = {"causal": True} | options
         return build_user_model(
             model.build,
-            model.options,
+            options,
             facts.input_shape,
             facts.n_outputs,
             path=self.loaded.model_path,

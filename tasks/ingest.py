@@ -41,18 +41,18 @@ class Prepared:
     """Rows as they will be used, in their source's order.
 
     Attributes:
-        inputs: float32 [n, ...], standardised where the source allows it.
-        targets: int64 class indices or float32 values [n], after corruption.
+        inputs: float32 [n, ...], standardised where the source allows it, or tokens int64 [n, T].
+        targets: int64 class indices or float32 values [n], after corruption; or int64 [n, T].
         true_targets: The same before corruption.
         train: bool [n].
         hashes: Sha256 of each raw input, hex [n].
-        task: Classification or regression.
-        classes: Class names by index; empty for regression.
+        task: Classification, regression or language.
+        classes: Class names by index; empty for the others.
         metadata: A JSON object for each row, as text, or None.
         scaling: ``features``, ``mean`` and ``scale`` of standardised columns, or None.
     """
 
-    inputs: NDArray[np.float32]
+    inputs: NDArray[Any]
     targets: NDArray[Any]
     true_targets: NDArray[Any]
     train: NDArray[np.bool_]
@@ -93,7 +93,7 @@ def ingest(loaded_spec: LoadedSpec, workspace: Workspace) -> Manifest:
         raise DataError(f"{path} changed while it was read; run again when it is complete")
     advance(STAGE, 1, 3)
     prepared = prepare(rows, spec.data, seed=spec.seed)
-    facts = _facts(rows, prepared, digest)
+    facts = _facts(rows, prepared, spec.data, digest)
     advance(STAGE, 2, 3)
     with artifacts.seal(
         STAGE,
@@ -127,7 +127,7 @@ def prepare(rows: Rows, data: DataSpec, *, seed: int) -> Prepared:
     partition.check_sides(truth, train, classes)
     targets = truth
     if data.corrupt.labels > 0:
-        if task == "regression":
+        if task != "classification":
             raise DataError(
                 "data.corrupt.labels swaps classes, and these targets are numbers; leave it out, "
                 "or say data.task = 'classification'"
@@ -156,12 +156,14 @@ def prepare(rows: Rows, data: DataSpec, *, seed: int) -> Prepared:
 
 
 def _columns(data: DataSpec) -> Columns:
-    return Columns(target=data.target, id=data.id, split=data.split, metadata=data.metadata)
+    return Columns(
+        target=data.target, text=data.text, id=data.id, split=data.split, metadata=data.metadata
+    )
 
 
 def _standardise(
     rows: Rows, train: NDArray[np.bool_]
-) -> tuple[NDArray[np.float32], Mapping[str, Any] | None]:
+) -> tuple[NDArray[Any], Mapping[str, Any] | None]:
     if rows.scalable is None or not rows.scalable.any():
         return rows.inputs, None
     # In the order of the ids, so that permuted rows give the same sums to the last bit.
@@ -173,7 +175,7 @@ def _standardise(
     scale[scale <= 1e-6 * np.abs(mean)] = 1.0
     scale[scale == 0.0] = 1.0
     mean[~rows.scalable], scale[~rows.scalable] = 0.0, 1.0
-    inputs = np.empty_like(rows.inputs)
+    inputs: NDArray[Any] = np.empty(rows.inputs.shape, dtype=np.float32)
     step = max(1, 2**22 // inputs.shape[1])  # bounds the float64 intermediate to 32 MB
     for start in range(0, len(inputs), step):
         block = slice(start, start + step)
@@ -182,7 +184,7 @@ def _standardise(
     return inputs, scaling
 
 
-def _facts(rows: Rows, prepared: Prepared, digest: str) -> DatasetFacts:
+def _facts(rows: Rows, prepared: Prepared, data: DataSpec, digest: str) -> DatasetFacts:
     return DatasetFacts(
         dataset_id=_dataset_id(rows, prepared),
         task=prepared.task,
@@ -190,6 +192,8 @@ def _facts(rows: Rows, prepared: Prepared, digest: str) -> DatasetFacts:
         n_test=int((~prepared.train).sum()),
         classes=prepared.classes,
         input_shape=prepared.inputs.shape[1:],
+        input_dtype=str(prepared.inputs.dtype),
+        n_tokens=data.text.vocabulary if data.text else 0,
         n_corrupted=int((prepared.targets != prepared.true_targets).sum()),
         source_digest=digest,
     )
@@ -206,8 +210,8 @@ def _dataset_id(rows: Rows, prepared: Prepared) -> str:
             int(ids[index]),
             bool(prepared.train[index]),
             prepared.hashes[index],
-            prepared.targets[index].item(),
-            prepared.true_targets[index].item(),
+            prepared.targets[index].tolist(),
+            prepared.true_targets[index].tolist(),
             None if rows.source_ids is None else rows.source_ids[index],
             None if prepared.metadata is None else prepared.metadata[index],
         ]

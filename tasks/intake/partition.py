@@ -21,11 +21,15 @@ TRAIN, TEST = "train", "test"
 MOST_FLOAT_CLASSES = 20
 
 
-def input_hashes(inputs: NDArray[np.float32]) -> list[bytes]:
-    """Sha256 (32 bytes) of each row: its shape, and its little-endian float32 bytes.
+def input_hashes(inputs: NDArray[Any]) -> list[bytes]:
+    """Sha256 (32 bytes) of each row: its shape, and its little-endian float32 or int64 bytes.
 
     Negative zeros count as zeros.
     """
+    if inputs.dtype.kind == "i":
+        head = f"int64{tuple(int(size) for size in inputs.shape[1:])}".encode()
+        rows = (row.astype("<i8", copy=False).tobytes() for row in inputs)
+        return [hashlib.sha256(head + row).digest() for row in rows]
     head = f"float32{tuple(int(size) for size in inputs.shape[1:])}".encode()
     start = hashlib.sha256(head)
     hashes = []
@@ -85,12 +89,15 @@ def encode_targets(targets: NDArray[Any], task: str) -> tuple[Task, NDArray[Any]
     are whole numbers with at most 20 different values, and numbers to predict otherwise.
 
     Returns:
-        The task; int64 indices [n] or float32 values [n]; the class names in natural order
+        The task; int64 indices [n] or float32 values [n] (of texts that predict themselves, the
+        next tokens int64 [n, T] as they are); the class names in natural order
         ("class2" before "class10"), empty for regression.
 
     Raises:
         DataError: The targets do not fit the task that was asked for.
     """
+    if targets.ndim == 2:
+        return "language", targets.astype(np.int64), ()
     kind = targets.dtype.kind
     whole = kind in "iub" or (kind == "f" and bool((targets == np.floor(targets)).all()))
     if task == "auto":

@@ -1,6 +1,6 @@
 """Rows as a source gave them, and what is refused of them whatever the source.
 
-Sound rows are finite float32 inputs, one target for each, and unique ids.
+Sound rows are finite float32 inputs or token numbers, one target for each, and unique ids.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.errors import DataError
+from schemas.recipe import TextSpec
 
 LARGEST_ID = 2**31 - 1  # example_id is an INTEGER in the ledger
 
@@ -20,8 +21,9 @@ class Rows:
     """Rows as their source gave them, in its order.
 
     Attributes:
-        inputs: float32 [n, ...], finite, unscaled.
-        targets: [n] of text, integers, floats or booleans.
+        inputs: float32 [n, ...], finite, unscaled; or int64 [n, T], the tokens of texts.
+        targets: [n] of text, integers, floats or booleans; of texts that predict themselves
+            int64 [n, T], the next tokens.
         ids: Integer ids [n], or None where row numbers (from 0) are to be the ids.
         source_ids: Ids that are text, [n], or None.
         metadata: One mapping per row, or None.
@@ -30,7 +32,7 @@ class Rows:
         scalable: bool [d], the columns that may be standardised; None where none may.
     """
 
-    inputs: NDArray[np.float32]
+    inputs: NDArray[Any]
     targets: NDArray[Any]
     ids: NDArray[np.int64] | None = None
     source_ids: tuple[str, ...] | None = None
@@ -59,6 +61,7 @@ class Columns:
     """Which columns of a table mean what; every other column is a feature."""
 
     target: str | None = None
+    text: TextSpec | None = None
     id: str | None = None
     split: str | None = None
     metadata: tuple[str, ...] = ()

@@ -8,6 +8,7 @@ they seldom say the line.
 
 import csv
 import json
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from polars.exceptions import PolarsError
 
 from schemas.errors import DataError
 from schemas.frozen import nearest
+from schemas.recipe import TextSpec
 from tasks.intake.rows import Columns, Rows, to_float32
+from tasks.intake.tokens import next_tokens, tokenise
 
 MISSING_MARKERS = ("", "nan", "na", "n/a", "null", "none", "?", "-")
 
@@ -41,16 +44,16 @@ def read_table(kind: str, path: Path, columns: Columns) -> Rows:
     if not frame.height:
         raise DataError(f"{path} has no rows; give it at least one row for each side")
     ids, source_ids = _ids(frame, columns.id)
-    inputs, features, scalable = _features(frame, columns, path)
+    parts = _inputs(frame, columns, path)
     return Rows(
-        inputs=inputs,
-        targets=_targets(frame[str(columns.target)]),
+        inputs=parts.inputs,
+        targets=parts.targets,
         ids=ids,
         source_ids=source_ids,
-        metadata=_metadata(frame, columns.metadata),
+        metadata=_metadata(frame, (*columns.metadata, *_text_column(columns))),
         split=None if columns.split is None else _text(frame[columns.split], "data.split"),
-        features=features,
-        scalable=scalable,
+        features=parts.features,
+        scalable=parts.scalable,
     )
 
 
@@ -121,11 +124,12 @@ def _ragged_line(path: Path) -> str:
 
 
 def _check_columns(frame: pl.DataFrame, columns: Columns, path: Path) -> Columns:
-    if columns.target is None:
+    if columns.target is None and columns.text is None:
         raise DataError(f"data.target is missing; name the column of {path} to predict")
     roles = {"target": columns.target, "id": columns.id, "split": columns.split}
     named = [(f"data.{role}", name) for role, name in roles.items() if name is not None]
     named += [("data.metadata", name) for name in columns.metadata]
+    named += [("data.text.column", name) for name in _text_column(columns)]
     for role, name in named:
         if name not in frame.columns:
             raise DataError(
@@ -137,10 +141,45 @@ def _check_columns(frame: pl.DataFrame, columns: Columns, path: Path) -> Columns
         if names.count(name) > 1:
             raise DataError(f"{role} names column {name!r}, which has another role too; choose one")
     if columns.id is None and "id" in frame.columns and "id" not in names:
-        return Columns(
-            target=columns.target, id="id", split=columns.split, metadata=columns.metadata
-        )
+        return replace(columns, id="id")
     return columns
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Parts:
+    """What the model sees of a table, and what it is to say."""
+
+    inputs: NDArray[Any]
+    targets: NDArray[Any]
+    features: tuple[str, ...] = ()
+    scalable: NDArray[np.bool_] | None = None
+
+
+def _inputs(frame: pl.DataFrame, columns: Columns, path: Path) -> _Parts:
+    if columns.text is not None:
+        return _texts(frame, columns, columns.text, path)
+    inputs, features, scalable = _features(frame, columns, path)
+    targets = _targets(frame[str(columns.target)])
+    return _Parts(inputs=inputs, targets=targets, features=features, scalable=scalable)
+
+
+def _text_column(columns: Columns) -> tuple[str, ...]:
+    return () if columns.text is None else (columns.text.column,)
+
+
+def _texts(frame: pl.DataFrame, columns: Columns, text: TextSpec, path: Path) -> _Parts:
+    roles = {columns.target, columns.id, columns.split, *columns.metadata, text.column}
+    other = [name for name in frame.columns if name not in roles]
+    if other:
+        raise DataError(
+            f"{path}: column {other[0]!r} is beside the text ({len(other)} such columns); a text "
+            "is the whole input: list the others under data.metadata"
+        )
+    tokens = tokenise(_text(frame[text.column], "text"), text, following=columns.target is None)
+    if columns.target is None:
+        inputs, following = next_tokens(tokens)
+        return _Parts(inputs=inputs, targets=following)
+    return _Parts(inputs=tokens, targets=_targets(frame[columns.target]))
 
 
 def _ids(
