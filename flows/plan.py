@@ -17,7 +17,7 @@ class PlanStep(NamedTuple):
 
     Attributes:
         stage: Its name, as ``--only`` and ``--refresh`` take it.
-        done: Artifacts of the stage that are sealed.
+        done: Artifacts of the stage that are sealed; of the bank, retrainings.
         total: Artifacts of the stage that the spec asks for.
         detail: What one of them is.
     """
@@ -34,21 +34,28 @@ def plan(loaded: LoadedSpec, workspace: Workspace) -> list[PlanStep]:
     Raises:
         RequestError: The source cannot be read, or a set of examples cannot be used.
     """
+    blueprint = sealed_blueprint(loaded, workspace)
+    if blueprint is None:
+        return [PlanStep(DATA, 0, 1, "the rows; all other stages follow from them")]
+    return list(_steps(blueprint))
+
+
+def sealed_blueprint(loaded: LoadedSpec, workspace: Workspace) -> Blueprint | None:
+    """The blueprint of a spec whose rows are sealed, or None; nothing is ingested for it.
+
+    Raises:
+        RequestError: The source cannot be read.
+    """
     digest = source_digest(loaded.spec.data.source, loaded.source_path)
     data = Artifacts(workspace.artifacts).find(DATA, data_key(loaded.spec, digest))
-    if data is None:
-        return [PlanStep(DATA, 0, 1, "the rows; all other stages follow from them")]
-    return list(_steps(Blueprint(loaded, workspace, data)))
+    return Blueprint(loaded, workspace, data) if data else None
 
 
 def committed_run(loaded: LoadedSpec, workspace: Workspace) -> str | None:
     """The run that the ledger holds for a spec as it is now, or None."""
-    digest = source_digest(loaded.spec.data.source, loaded.source_path)
-    artifacts = Artifacts(workspace.artifacts)
-    data = artifacts.find(DATA, data_key(loaded.spec, digest))
-    blueprint = Blueprint(loaded, workspace, data) if data else None
+    blueprint = sealed_blueprint(loaded, workspace)
     key = blueprint.run_key() if blueprint else None
-    if blueprint is None or key is None or artifacts.find("run", key) is None:
+    if blueprint is None or key is None or blueprint.artifacts.find("run", key) is None:
         return None
     return blueprint.run_id()
 
@@ -58,7 +65,7 @@ def _steps(plan: Blueprint) -> Iterator[PlanStep]:
     details = {
         "data": "rows, split and checked",
         "checkpoints": "models of all training rows",
-        "bank": f"chunks of {spec.bank.models} retrainings",
+        "bank": f"retrainings{_extended(plan)}",
         "features": "gradients of one checkpoint on one block of rows",
         "scores": "attributions",
         "lds": "evaluations on retrained models",
@@ -68,9 +75,20 @@ def _steps(plan: Blueprint) -> Iterator[PlanStep]:
         "tracking": "MLflow",
     }
     for stage, detail in details.items():
+        if stage == "bank":
+            total = len(plan.bank)
+            yield PlanStep(stage, total - len(plan.missing()), total, detail)
+            continue
         keys = plan.keys(stage)
         sealed = [key for key in keys if key and plan.artifacts.find(stage, key)]
         done = len(sealed)
         if stage == "run" and not plan.workspace.published.is_file():
             done = 0  # the snapshot was removed; committing again makes it anew
         yield PlanStep(stage, done, len(keys), detail)
+
+
+def _extended(plan: Blueprint) -> str:
+    """What of the bank is there by `winnow bank extend`."""
+    drawn, adopted = plan.bank.drawn - plan.spec.bank.models, len(plan.bank) - plan.bank.drawn
+    parts = [f"{drawn} by extension"] * (drawn > 0) + [f"{adopted} adopted"] * (adopted > 0)
+    return f": {', '.join(parts)}" if parts else ""

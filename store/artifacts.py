@@ -237,13 +237,13 @@ class Artifacts:
                 removed.append(draft)
         return removed
 
+    def keys(self, stage: str) -> set[str]:
+        """Keys of a stage's artifacts, complete or not."""
+        return {folder.name for folder in _children(self.root / stage)} - {DRAFTS}
+
     def manifests(self, stage: str) -> list[Manifest]:
         """Every complete artifact of a stage, by key."""
-        found = (
-            self.find(stage, folder.name)
-            for folder in _children(self.root / stage)
-            if folder.name != DRAFTS
-        )
+        found = (self.find(stage, key) for key in self.keys(stage))
         return sorted((m for m in found if m is not None), key=lambda manifest: manifest.key)
 
     def _close(

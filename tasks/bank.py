@@ -1,9 +1,14 @@
 """The retrain bank: many models on subsets of the training rows, trained as one, chunk by chunk.
 
-A chunk seals the logits of its models on every test row, and the weights of those models that an
-attribution reads as checkpoints. `outputs_of` is how everything else sees the bank.
+A retraining is known by its id; only what no sealed chunk of the workspace holds is trained. A
+chunk seals the logits of its models on every test row, so that every output follows without
+training, and their weights: all of them where they are small, else those that an attribution reads
+as checkpoints. `outputs_of` and `open_bank` are how everything else sees retrained models.
 """
 
+import itertools
+import time
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,63 +16,129 @@ from numpy.typing import NDArray
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from schemas.errors import CorruptArtifact
 from schemas.manifest import Manifest
+from store.artifacts import artifact_key
 from tasks.blueprint import VERSIONS, Blueprint, IntArray
 from tasks.job import Job, blueprint
 from tasks.progress import advance
+from tasks.retrainings import LOGITS_FILE, OBSERVED_FILE, STAGE, STATES_FILE, Place
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from attribution.bank import RetrainBank
     from attribution.training import TrainedModels
 
-STAGE = "bank"
-LOGITS_FILE = "logits.npy"
-STATES_FILE = "states.safetensors"
+# Models of one chunk: what a killed run can lose.
+CHUNK_MODELS = 40
+# Bytes of weights that a chunk keeps unasked: 100,000 parameters a model. New test rows then cost
+# a forward pass and no training.
+KEPT_BYTES = 16 * 2**20
+
+BoolArray = NDArray[np.bool_]
 
 
 @task(name="extend bank", cache_policy=NO_CACHE)
-def extend_bank(job: Job, chunk: int) -> Manifest:
-    """Train one chunk of the bank, unless it is sealed."""
+def extend_bank(job: Job, rows: list[int]) -> Manifest:
+    """Make some rows of the bank as one chunk, unless it is sealed."""
     plan = blueprint(job)
-    key = plan.bank.keys[chunk]
-    manifest = plan.artifacts.find(STAGE, key) or _train_chunk(plan, chunk, key)
-    advance(STAGE, plan.count_done(STAGE, key), len(plan.bank.keys))
+    manifest = _chunk(plan, plan.bank.masks[rows], plan.bank.seeds[rows])
+    done = max(plan.count_done(STAGE, plan.bank.ids[row]) for row in rows)
+    advance(STAGE, done, len(plan.bank))
     return manifest
 
 
-def pending_chunks(job: Job) -> list[int]:
-    """Numbers of the chunks that are not sealed yet."""
+def pending_chunks(job: Job) -> list[list[int]]:
+    """The rows of the bank that are not sealed yet, as chunks."""
     plan = blueprint(job)
-    sealed = [plan.artifacts.find(STAGE, key) is not None for key in plan.bank.keys]
-    for chunk in np.flatnonzero(sealed):
-        plan.count_done(STAGE, plan.bank.keys[chunk])
-    return [chunk for chunk, done in enumerate(sealed) if not done]
+    bank, missing = plan.bank, plan.missing()
+    for row in np.setdiff1d(np.arange(len(bank)), missing):
+        plan.count_done(STAGE, bank.ids[row])
+    cut = cut_in_chunks(plan, bank.masks[missing], bank.ids_of(missing))
+    return [missing[chunk].tolist() for chunk in cut]
 
 
-def _train_chunk(plan: Blueprint, chunk: int, key: str) -> Manifest:
+def retrained(plan: Blueprint, masks: BoolArray, seeds: IntArray) -> list[str]:
+    """Names of the models trained on some masks; those that are not sealed are trained first."""
+    names = [plan.retrain_id(mask, int(seed)) for mask, seed in zip(masks, seeds, strict=True)]
+    known, places = plan.retrainings.look(), {name: place for place, name in enumerate(names)}
+    missing = {name: place for name, place in places.items() if known.logits(name) is None}
+    rows = np.array(list(missing.values()), dtype=np.intp)
+    for chunk in cut_in_chunks(plan, masks[rows], list(missing)):
+        _chunk(plan, masks[rows[chunk]], seeds[rows[chunk]])
+    return names
+
+
+def cut_in_chunks(plan: Blueprint, masks: BoolArray, names: Sequence[str]) -> list[list[int]]:
+    """Places of retrainings that are made together, at most `CHUNK_MODELS`.
+
+    Subsets of one size only: models of other sizes would change the last bit of a weight, and
+    what is known would depend on what it was trained with. Those whose weights are known need no
+    training and are apart.
+    """
+
+    def company(place: int) -> tuple[int, bool]:
+        return int(masks[place].sum()), known.weights(names[place]) is not None
+
+    known = plan.retrainings
+    groups = itertools.groupby(sorted(range(len(names)), key=company), key=company)
+    return [list(part) for _, group in groups for part in _parts(list(group))]
+
+
+def _parts(places: list[int]) -> list[list[int]]:
+    starts = range(0, len(places), CHUNK_MODELS)
+    return [places[start : start + CHUNK_MODELS] for start in starts]
+
+
+def _chunk(plan: Blueprint, masks: BoolArray, seeds: IntArray) -> Manifest:
+    """Seal the retrainings of some masks: from their weights where those are known, else anew."""
     from safetensors.torch import save_file
 
-    rows, bank = plan.bank.chunks[chunk], plan.bank
-    trained, logits = retrain(plan, bank.masks[rows], bank.seeds[rows])
-    kept = np.flatnonzero(np.isin(rows, plan.bank.kept(rows)))
+    names = [plan.retrain_id(mask, int(seed)) for mask, seed in zip(masks, seeds, strict=True)]
+    places = [place for name in names if (place := plan.retrainings.look().weights(name))]
+    read = len(places) == len(names)
+    keep = [] if read else _kept(plan, names)
+    key = artifact_key(STAGE, VERSIONS[STAGE], names, plan.test_digest, keep)
+    if sealed := plan.artifacts.find(STAGE, key):
+        return sealed
+    started = time.monotonic()
+    if read:
+        path, states = "weights", _stacked(plan, places)
+        logits = _observed(plan, states)
+    else:
+        trained, logits = _trained(plan, masks, seeds)
+        path, states = trained.path, trained.states
     inputs = {"model": plan.model_digest, "recipe": plan.recipe_digest}
     with plan.artifacts.seal(STAGE, key, version=VERSIONS[STAGE], inputs=inputs) as draft:
         draft.facts |= {
-            "models": len(rows),
-            "retrainings": [plan.bank.ids[row] for row in rows],
-            "path": trained.path,
+            "retrainings": names,
+            "weights": keep,
+            "observed": plan.test_digest,
+            "path": path,
+            "seconds": time.monotonic() - started,
         }
         np.save(draft.path / LOGITS_FILE, logits)
-        if len(kept):
-            states = {name: values[kept].contiguous() for name, values in trained.states.items()}
-            save_file(states, draft.path / STATES_FILE)
+        np.save(draft.path / OBSERVED_FILE, np.array(plan.row_digests[plan.n_train :], dtype="S64"))
+        if keep:
+            rows = [names.index(name) for name in keep]
+            kept = {name: values[rows].contiguous() for name, values in states.items()}
+            save_file(kept, draft.path / STATES_FILE)
     return draft.manifest
 
 
-def retrain(
-    plan: Blueprint, masks: NDArray[np.bool_], seeds: IntArray
+def _kept(plan: Blueprint, names: list[str]) -> list[str]:
+    """The retrainings of a chunk whose weights are kept."""
+    each = sum(value.nbytes for value in plan.build_model().state_dict().values())
+    if each * len(names) <= KEPT_BYTES:
+        return names
+    return [name for name in names if name in plan.bank.checkpoint_ids]
+
+
+def _trained(
+    plan: Blueprint, masks: BoolArray, seeds: IntArray
 ) -> "tuple[TrainedModels, NDArray[np.float32]]":
-    """Train a model on each mask; also their logits on every test row [m, n_test, n_outputs]."""
+    """A model trained on each mask, and their logits on every test row [m, n_test, n_outputs]."""
     from attribution.bank import train_bank_models
 
     train, test = plan.dataset.train, plan.dataset.test
@@ -82,6 +153,55 @@ def retrain(
         device=plan.spec.compute.device,
         memory=plan.spec.compute.memory_bytes,
     )
+
+
+def _stacked(plan: Blueprint, places: list[Place]) -> "dict[str, Tensor]":
+    """The kept weights of some retrainings, [m, ...] by name."""
+    import torch
+    from safetensors import safe_open
+
+    states = []
+    for chunk, row in places:
+        path = plan.artifacts.folder(chunk) / STATES_FILE
+        with safe_open(path, framework="pt") as file:
+            states.append({name: file.get_slice(name)[row] for name in file.keys()})  # noqa: SIM118
+    return {name: torch.stack([state[name] for state in states]) for name in states[0]}
+
+
+def _observed(plan: Blueprint, states: "dict[str, Tensor]") -> NDArray[np.float32]:
+    """Logits of models on every test row [m, n_test, n_outputs]."""
+    from attribution.training import predict
+
+    test = np.array(plan.dataset.test.inputs)
+    logits = predict(plan.build_model, states, test, device=plan.spec.compute.device)
+    return logits.float().numpy()
+
+
+# --- reading --------------------------------------------------------------------------------------
+
+
+def read_logits(
+    plan: Blueprint, names: Sequence[str]
+) -> Iterator[tuple[list[int], NDArray[np.float32]]]:
+    """Logits of sealed retrainings on every test row, chunk by chunk.
+
+    Yields:
+        Places among the names, and the logits float32 [places, n_test, n_outputs] of those.
+
+    Raises:
+        CorruptArtifact: One is not sealed any more.
+    """
+    known = plan.retrainings.look()
+    if lost := [name for name in names if known.logits(name) is None]:
+        raise CorruptArtifact(f"retraining {lost[0]} disappeared; run again to rebuild it")
+    return known.read(names)
+
+
+def logits_of(plan: Blueprint, names: Sequence[str]) -> NDArray[np.float32]:
+    """Logits of sealed retrainings on every test row: float32 [m, n_test, n_outputs]."""
+    parts = list(read_logits(plan, names))
+    back = np.argsort(np.concatenate([places for places, _ in parts]))
+    return np.concatenate([logits for _, logits in parts])[back]
 
 
 def outputs_of(
@@ -100,22 +220,26 @@ def outputs_of(
     return flat.reshape(len(chosen), len(places)).numpy()
 
 
+def read_outputs(
+    plan: Blueprint, names: Sequence[str], ids: IntArray, output: str
+) -> NDArray[np.float32]:
+    """An output of sealed retrainings on some test rows: float32 [m, len(ids)]."""
+    values = np.empty((len(names), len(ids)), dtype=np.float32)
+    for places, logits in read_logits(plan, names):
+        values[places] = outputs_of(plan, logits, ids, output)
+    return values
+
+
 def open_bank(plan: Blueprint, kind: str, ids: IntArray, output: str) -> "RetrainBank":
     """The rows of one kind, observed on some test rows."""
     from attribution.bank import RetrainBank
 
-    logits: list[NDArray[np.float32]] = []
-    for rows, key in zip(plan.bank.chunks, plan.bank.keys, strict=True):
-        inside = plan.bank.kinds[rows] == kind
-        if inside.any():
-            folder = plan.artifacts.folder(plan.sealed(STAGE, key))
-            logits.append(np.load(folder / LOGITS_FILE, mmap_mode="r")[inside])
-    chosen = plan.bank.rows(kind)
+    bank, rows = plan.bank, plan.bank.rows(kind)
     return RetrainBank(
-        masks=plan.bank.masks[chosen],
-        outputs=outputs_of(plan, np.concatenate(logits), ids, output),
-        seeds=plan.bank.seeds[chosen],
-        alpha=plan.bank.alpha[chosen],
-        kinds=plan.bank.kinds[chosen],
+        masks=bank.masks[rows],
+        outputs=read_outputs(plan, bank.ids_of(rows), ids, output),
+        seeds=bank.seeds[rows],
+        alpha=bank.alpha[rows],
+        kinds=bank.kinds[rows],
         output=output,
     )

@@ -1,4 +1,4 @@
-"""Which models the bank holds: subsets, seeds, what each is for, and what is trained together."""
+"""Which models the bank holds: subsets, seeds, what each is for, and where it came from."""
 
 import functools
 from collections.abc import Callable
@@ -7,12 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.spec import CurationSpec
-from store.artifacts import artifact_key
+from schemas.spec import BankSpec, CurationSpec
+from tasks.bank_extension import Extension
 
-BANK_VERSION = 1
-# Models of one chunk: what a killed run can lose.
-CHUNK_MODELS = 40
+CALIBRATE, EVALUATE = "calibrate", "evaluate"
 
 BoolArray = NDArray[np.bool_]
 IntArray = NDArray[np.int64]
@@ -27,20 +25,22 @@ class BankPlan:
         seeds: int64 [n_models].
         alpha: float64 [n_models], share of the training rows in each subset.
         kinds: "calibrate" or "evaluate" [n_models]; all rows of a mask are of one kind.
-        chunks: Row numbers that are trained together.
+        origins: Where a row came from [n_models]: "" for a drawn one, or what it was adopted from,
+            as in "verdict:all".
         checkpoint_rows: Rows whose weights serve as checkpoints; empty where nothing reads them.
         name: What names the model trained on a mask with a seed.
-        observed: Digest of the rows on which the models are observed.
     """
 
     masks: BoolArray
     seeds: IntArray
     alpha: NDArray[np.float64]
     kinds: NDArray[np.str_]
-    chunks: tuple[IntArray, ...]
+    origins: NDArray[np.str_]
     checkpoint_rows: IntArray
     name: Callable[[BoolArray, int], str]
-    observed: str
+
+    def __len__(self) -> int:
+        return len(self.masks)
 
     @functools.cached_property
     def ids(self) -> tuple[str, ...]:
@@ -48,63 +48,68 @@ class BankPlan:
         pairs = zip(self.masks, self.seeds, strict=True)
         return tuple(self.name(mask, int(seed)) for mask, seed in pairs)
 
-    @functools.cached_property
-    def keys(self) -> tuple[str, ...]:
-        """Key of each chunk."""
-        return tuple(
-            artifact_key(
-                "bank",
-                BANK_VERSION,
-                self.ids_of(chunk),
-                self.observed,
-                self.kept(chunk).tolist(),
-            )
-            for chunk in self.chunks
-        )
-
     def ids_of(self, rows: IntArray) -> list[str]:
         """Names of some retrainings."""
         return [self.ids[row] for row in rows]
 
     def rows(self, kind: str) -> IntArray:
-        """Row numbers of one kind, in the order in which the chunks hold them."""
-        order = np.concatenate(self.chunks)
-        return order[self.kinds[order] == kind]
+        """Row numbers of one kind, ascending."""
+        return np.flatnonzero(self.kinds == kind)
 
-    def kept(self, chunk: IntArray) -> IntArray:
-        """Rows of a chunk whose weights are kept."""
-        return chunk[np.isin(chunk, self.checkpoint_rows)]
+    @functools.cached_property
+    def drawn(self) -> int:
+        """Rows that were drawn; those that were adopted follow them."""
+        return int(np.count_nonzero(self.origins == ""))
+
+    @functools.cached_property
+    def checkpoint_ids(self) -> frozenset[str]:
+        """Names of the retrainings whose weights serve as checkpoints."""
+        return frozenset(self.ids_of(self.checkpoint_rows))
 
 
 def draw_bank(
-    spec: CurationSpec, n_train: int, *, name: Callable[[BoolArray, int], str], observed: str
+    spec: CurationSpec,
+    n_train: int,
+    *,
+    name: Callable[[BoolArray, int], str],
+    extension: Extension,
 ) -> BankPlan:
-    """The bank that a spec asks for."""
+    """The bank that a spec asks for, and what extended it.
+
+    A drawn row depends on its own number only, its kind too: so a larger bank begins with a
+    smaller one, and what evaluates in one never tunes in the other.
+    """
     from attribution.bank import draw_masks
 
-    wanted = spec.bank
+    wanted, models = spec.bank, extension.models or spec.bank.models
+    sizes = sorted(wanted.alpha)
     masks, seeds, alpha = draw_masks(
-        n_train, wanted.models, list(wanted.alpha), seeds_per_mask=wanted.seeds, seed=spec.seed
+        n_train, models, sizes, seeds_per_mask=wanted.seeds, seed=spec.seed
     )
-    kinds = np.full(len(masks), "evaluate", dtype="<U9")
-    for size in wanted.alpha:
-        rows = np.flatnonzero(alpha == size)
-        kinds[rows[: round(wanted.subsets * wanted.calibrate) * wanted.seeds]] = "calibrate"
-    order = np.argsort(alpha, kind="stable")
-    starts = range(0, len(order), CHUNK_MODELS)
+    subset = np.arange(models) // wanted.seeds // len(sizes)
+    kinds = np.array([_kind(wanted, number) for number in subset.tolist()])
     # A model that never saw a row has not memorised it, so models of the smallest subsets tell
     # harmful rows from helpful ones better than models of all rows do. Only the calibration half
     # serves: a model of the other would carry what evaluates into what is evaluated.
-    small = np.flatnonzero((alpha == min(wanted.alpha)) & (kinds == "calibrate"))
+    small = np.flatnonzero((alpha == sizes[0]) & (kinds == CALIBRATE))
     serve = small[:: wanted.seeds][: spec.train.seeds]
     read = any(attribution.checkpoints == "bank" for attribution in spec.attribution)
+    added = extension.added(n_train).without(masks[kinds == EVALUATE])
     return BankPlan(
-        masks=masks,
-        seeds=seeds,
-        alpha=alpha,
-        kinds=kinds,
-        chunks=tuple(order[start : start + CHUNK_MODELS] for start in starts),
+        masks=np.concatenate([masks, added.masks]),
+        seeds=np.concatenate([seeds, added.seeds]),
+        alpha=np.concatenate([alpha, added.masks.mean(axis=1)]),
+        kinds=np.concatenate([kinds, np.full(len(added), CALIBRATE)]),
+        origins=np.concatenate([np.full(models, ""), added.origins]),
         checkpoint_rows=serve if read else serve[:0],
         name=name,
-        observed=observed,
     )
+
+
+def _kind(wanted: BankSpec, number: int) -> str:
+    """What a subset is for, by its number among those of its size.
+
+    Of the first k subsets round(k * calibrate) calibrate, for every k.
+    """
+    before, after = round(number * wanted.calibrate), round((number + 1) * wanted.calibrate)
+    return CALIBRATE if after > before else EVALUATE

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -48,8 +49,20 @@ def discard(job: Job, stages: Sequence[str]) -> None:
         if stage not in STAGES:
             raise NotFound(f"there is no stage '{stage}'; stages are {', '.join(STAGES)}")
         artifacts = Artifacts(Workspace(job.workspace).artifacts)
+        if stage == "verdict":
+            discard_models_of_verdicts(job)
         for key in _keys(job, stage):
             artifacts.discard(stage, key)
+
+
+def discard_models_of_verdicts(job: Job) -> None:
+    """Remove the chunks of the models that the job's verdicts compared."""
+    plan = blueprint(job)
+    for key in _keys(job, "verdict"):
+        verdict = plan.artifacts.find("verdict", key)
+        names: Any = verdict.facts["retrainings"] if verdict else []
+        for chunk in plan.retrainings.look().chunks(names):
+            plan.artifacts.discard(chunk.stage, chunk.key)
 
 
 def _keys(job: Job, stage: str) -> list[str]:

@@ -28,9 +28,11 @@ from schemas.spec import (
 from store.artifacts import Artifacts, artifact_key
 from store.datasets import StoredDataset, load_dataset
 from store.workspace import Workspace
-from tasks.bank_plan import BANK_VERSION, BankPlan, draw_bank
+from tasks.bank_extension import Extension, read_extension
+from tasks.bank_plan import BankPlan, draw_bank
 from tasks.ingest import SCALING_FILE
 from tasks.intake.recipes import recipe_digest
+from tasks.retrainings import BANK_VERSION, STATES_FILE, Retrainings
 from tasks.sets import ExampleSets
 
 if TYPE_CHECKING:
@@ -46,7 +48,7 @@ VERSIONS = {
     "scores": 1,
     "lds": 1,
     "solution": 1,
-    "verdict": 1,
+    "verdict": 2,
     "run": 1,
     "tracking": 1,
 }
@@ -266,8 +268,29 @@ class Blueprint:
 
     @functools.cached_property
     def bank(self) -> BankPlan:
-        """The bank's subsets and seeds, and the keys of its chunks."""
-        return draw_bank(self.spec, self.n_train, name=self.retrain_id, observed=self.test_digest)
+        """The bank's subsets and seeds, and what each is for."""
+        return draw_bank(self.spec, self.n_train, name=self.retrain_id, extension=self.extension)
+
+    @functools.cached_property
+    def extension(self) -> Extension:
+        """What extended the bank beyond its spec."""
+        return read_extension(self.artifacts, self.bank_base)
+
+    @functools.cached_property
+    def trained_by(self) -> str:
+        """Digest of what all retrainings share: the training rows, the model and the recipe."""
+        return digest_of([self.train_digest, self.model_digest, self.recipe_digest])
+
+    @functools.cached_property
+    def bank_base(self) -> str:
+        """Digest that names the bank of the spec, whatever extended it."""
+        section = self.spec.bank.model_dump(mode="json")
+        return digest_of([self.trained_by, section, self.spec.seed])
+
+    @functools.cached_property
+    def retrainings(self) -> Retrainings:
+        """The sealed retrainings of the workspace, observed on the test rows."""
+        return Retrainings(self.artifacts, self.row_digests[self.n_train :])
 
     def retrain_id(self, mask: NDArray[np.bool_], seed: int) -> str:
         """Name of the model trained on the masked rows."""
@@ -275,17 +298,24 @@ class Blueprint:
         parts = (self.model_digest, self.recipe_digest, seed, rows)
         return artifact_key("retraining", VERSIONS["bank"], *parts)
 
+    def missing(self) -> IntArray:
+        """Rows of the bank that are not sealed, or not with the weights that are read."""
+        known, serve = self.retrainings.look(), self.bank.checkpoint_ids
+        lacks = [
+            known.logits(name) is None or (name in serve and known.weights(name) is None)
+            for name in self.bank.ids
+        ]
+        return np.flatnonzero(lacks)
+
     def _bank_weights(self) -> tuple[Weights, ...] | None:
-        found: dict[int, Weights] = {}
-        for chunk, key in zip(self.bank.chunks, self.bank.keys, strict=True):
-            kept = self.bank.kept(chunk)
-            manifest = self.artifacts.find("bank", key) if len(kept) else None
-            if manifest is not None:
-                stack = manifest.file("states.safetensors").sha256
-                for place, row in enumerate(kept.tolist()):
-                    found[row] = Weights(manifest, place, f"{stack}:{place}")
-        rows = self.bank.checkpoint_rows.tolist()
-        return tuple(found[row] for row in rows) if found.keys() >= set(rows) else None
+        known = self.retrainings.look()
+        names = self.bank.ids_of(self.bank.checkpoint_rows)
+        places = [place for name in names if (place := known.weights(name))]
+        if len(places) < len(names):
+            return None
+        return tuple(
+            Weights(chunk, row, f"{chunk.file(STATES_FILE).sha256}:{row}") for chunk, row in places
+        )
 
     # --- features, scores, decisions --------------------------------------------------------------
 
@@ -402,7 +432,10 @@ class Blueprint:
         return f"{self.spec.name}-{key[:12]}"
 
     def keys(self, stage: str) -> list[str | None]:
-        """Keys of a stage's artifacts; None for those that cannot be named yet."""
+        """Keys of a stage's artifacts; None for those that cannot be named yet.
+
+        Of the bank only what is sealed has a key: chunks hold what was missing when they were made.
+        """
         spec = self.spec
         match stage:
             case "data":
@@ -411,7 +444,8 @@ class Blueprint:
                 full = self.checkpoint_keys if self.needs_checkpoints else ()
                 return [*full, *self.snapshots.values()]
             case "bank":
-                return list(self.bank.keys)
+                chunks = self.retrainings.look().chunks(self.bank.ids)
+                return [chunk.key for chunk in chunks]
             case "features":
                 return self._feature_keys()
             case "scores":

@@ -23,7 +23,9 @@ from schemas.spec import AttributionSpec, ProblemSpec
 from store.publish import publish
 from store.segments import kept_per_query, write_segment
 from store.writer import RunBundle, commit_run
-from tasks.bank import LOGITS_FILE, open_bank, outputs_of
+from tasks.bank import read_outputs, retrained
+from tasks.bank_extension import load_rows
+from tasks.bank_plan import CALIBRATE, EVALUATE
 from tasks.blueprint import VERSIONS, Blueprint
 from tasks.job import Job, blueprint
 from tasks.progress import advance
@@ -31,7 +33,6 @@ from tasks.reporting.findings import arm_of
 from tasks.reporting.judgement import verdict_sentence
 from tasks.score import EFFECTS_FILE, SELF_FILE, load_scores
 from tasks.solve import CHOICE_FILE, UTILITY_FILE
-from tasks.verdict import MASKS_FILE, arms_of, verdict_seeds
 
 STAGE = "run"
 # Queries whose scores are written as one Parquet segment.
@@ -163,12 +164,10 @@ def _add_bank(plan: Blueprint, rows: Rows) -> None:
     bank = plan.bank
     for row, name in enumerate(plan.bank.ids):
         entry = _retraining(plan, name, str(bank.kinds[row]), int(bank.seeds[row]), bank.masks[row])
-        rows["bank"].append(entry | {"alpha": float(bank.alpha[row])})
+        rows["bank"].append(entry | {"alpha": float(bank.alpha[row]) if row < bank.drawn else None})
     for output in {plan.output(attribution) for attribution in plan.spec.attribution}:
-        for kind in ("calibrate", "evaluate"):
-            opened = open_bank(plan, kind, plan.sets.scored, output)
-            names = [plan.bank.ids[row] for row in plan.bank.rows(kind)]
-            _add_outputs(plan, names, opened.outputs, output, rows)
+        for kind in (CALIBRATE, EVALUATE):
+            _add_outputs(plan, bank.ids_of(bank.rows(kind)), output, rows)
 
 
 def _retraining(
@@ -185,10 +184,9 @@ def _retraining(
     }
 
 
-def _add_outputs(
-    plan: Blueprint, names: list[str], values: NDArray[np.float32], output: str, rows: Rows
-) -> None:
+def _add_outputs(plan: Blueprint, names: list[str], output: str, rows: Rows) -> None:
     queries = plan.sets.scored.tolist()
+    values = read_outputs(plan, names, plan.sets.scored, output)
     for name, row in zip(names, values.tolist(), strict=True):
         rows["bank_outputs"] += [
             {"retrain_id": name, "query_id": query, "output": output, "value": value}
@@ -238,7 +236,6 @@ def _add_problem(plan: Blueprint, problem: ProblemSpec, rows: Rows) -> None:
 def _add_verdict(plan: Blueprint, problem: ProblemSpec, own: dict[str, Any], rows: Rows) -> None:
     verdict = plan.sealed("verdict", plan.verdict_key(problem))
     facts: Any = verdict.facts
-    folder = plan.artifacts.folder(verdict)
     arms = [
         own
         | {
@@ -252,16 +249,21 @@ def _add_verdict(plan: Blueprint, problem: ProblemSpec, own: dict[str, Any], row
     ]
     arms[0]["sentence"] = verdict_sentence([arm_of(arm) for arm in arms])
     rows["verdicts"] += arms
-    masks, seeds = np.load(folder / MASKS_FILE), verdict_seeds(plan)
-    kinds = [f"verdict:{arm}" for arm in arms_of(plan) for _ in seeds]
-    every_seed = np.tile(seeds, len(arms_of(plan))).tolist()
-    names = [plan.retrain_id(mask, seed) for mask, seed in zip(masks, every_seed, strict=True)]
-    rows["bank"] += [
-        _retraining(plan, *entry) for entry in zip(names, kinds, every_seed, masks, strict=True)
-    ]
-    logits = np.load(folder / LOGITS_FILE, mmap_mode="r")
-    output = str(facts["output"])
-    _add_outputs(plan, names, outputs_of(plan, logits, plan.sets.scored, output), output, rows)
+    _add_retrainings(plan, verdict, rows)
+
+
+def _add_retrainings(plan: Blueprint, verdict: Manifest, rows: Rows) -> None:
+    """The models of a verdict, but for those that another verdict of the run has added."""
+    made = load_rows(plan.artifacts, verdict)
+    # They are all sealed, unless somebody removed a chunk since the verdict was.
+    names = retrained(plan, made.masks, made.seeds)
+    output = str(verdict.facts["output"])
+    entries = zip(names, made.origins.tolist(), made.seeds.tolist(), made.masks, strict=True)
+    models = {entry[0]: _retraining(plan, *entry) for entry in entries}
+    there = {entry["retrain_id"] for entry in rows["bank"]}
+    rows["bank"] += [entry for name, entry in models.items() if name not in there]
+    there = {entry["retrain_id"] for entry in rows["bank_outputs"] if entry["output"] == output}
+    _add_outputs(plan, [name for name in models if name not in there], output, rows)
 
 
 def _flat(arm: dict[str, Any]) -> dict[str, Any]:

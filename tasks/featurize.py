@@ -14,10 +14,10 @@ from prefect.cache_policies import NO_CACHE
 
 from schemas.errors import CorruptArtifact
 from schemas.manifest import Manifest
-from tasks.bank import STATES_FILE
 from tasks.blueprint import VERSIONS, Blueprint, FeatureShard, IntArray, Weights, is_sketched
 from tasks.job import Job, blueprint
 from tasks.progress import advance
+from tasks.retrainings import STATES_FILE
 from tasks.train import WEIGHTS_FILE
 
 if TYPE_CHECKING:

@@ -4,6 +4,7 @@ Every arm is retrained with the same training seeds; a random arm draws another 
 Intervals are over retrainings, for the judging rows at hand.
 """
 
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +15,8 @@ from prefect.cache_policies import NO_CACHE
 from schemas.manifest import Manifest
 from schemas.methods import FALLING
 from schemas.spec import ProblemSpec
-from tasks.bank import LOGITS_FILE, outputs_of, retrain
+from tasks.bank import logits_of, outputs_of, retrained
+from tasks.bank_extension import MASKS_FILE, SEEDS_FILE
 from tasks.blueprint import VERSIONS, Blueprint, IntArray
 from tasks.job import Job, blueprint
 from tasks.progress import advance
@@ -29,7 +31,6 @@ if TYPE_CHECKING:
     from optimize.surrogate import LinearDatamodel
 
 STAGE = "verdict"
-MASKS_FILE = "masks.npy"
 CHOSEN, ALL = "chosen", "all"
 
 BoolArray = NDArray[np.bool_]
@@ -51,34 +52,52 @@ def arms_of(plan: Blueprint) -> tuple[str, ...]:
     return (CHOSEN, *plan.spec.verdict.arms)
 
 
-def verdict_seeds(plan: Blueprint) -> IntArray:
-    """The training seeds that every arm shares."""
+def verdict_draw(plan: Blueprint) -> tuple[tuple[int, ...], IntArray]:
+    """The training seeds that every arm shares, and the suffix of the streams that they are of.
+
+    It is the first draw of which the bank has adopted no retraining: what was fitted never judges.
+    """
     from attribution.streams import SEED_LIMIT, Purpose, stream
 
-    repeats = range(plan.spec.verdict.seeds)
-    drawn = [stream(plan.spec.seed, Purpose.VERDICT, r).integers(SEED_LIMIT) for r in repeats]
-    return np.asarray(drawn, dtype=np.int64)
+    adopted = plan.bank.seeds[plan.bank.drawn :]
+    for number in itertools.count():
+        suffix = (number,) if number else ()
+        streams = (
+            stream(plan.spec.seed, Purpose.VERDICT, repeat, *suffix)
+            for repeat in range(plan.spec.verdict.seeds)
+        )
+        seeds = np.array([each.integers(SEED_LIMIT) for each in streams], dtype=np.int64)
+        if not np.isin(seeds, adopted).any():
+            break
+    return suffix, seeds
 
 
 def _judge(plan: Blueprint, problem: ProblemSpec, key: str) -> Manifest:
     solution = plan.sealed("solution", plan.solution_key(problem))
     folder = plan.artifacts.folder(solution)
-    masks = _masks(plan, np.load(folder / CHOICE_FILE))
-    stacked = np.concatenate(list(masks.values()))
-    _, logits = retrain(plan, stacked, np.tile(verdict_seeds(plan), len(masks)))
+    suffix, drawn = verdict_draw(plan)
+    masks = _masks(plan, np.load(folder / CHOICE_FILE), suffix)
+    stacked, seeds = np.concatenate(list(masks.values())), np.tile(drawn, len(masks))
+    names = retrained(plan, stacked, seeds)
+    logits = logits_of(plan, names)
     output = str(solution.facts["output"])
     judged = plan.sets.ids(plan.spec.verdict.judge_on)
     surrogate = surrogate_of(plan, np.load(folder / JUDGE_FILE), judged, output)
     arms = compare(plan, masks, logits, surrogate, output)
-    inputs = {"solution": solution.key}
+    inputs = {"solution": solution.key, "trained_by": plan.trained_by}
     with plan.artifacts.seal(STAGE, key, version=VERSIONS[STAGE], inputs=inputs) as draft:
-        np.save(draft.path / LOGITS_FILE, logits)
         np.save(draft.path / MASKS_FILE, stacked)
-        draft.facts |= {"arms": arms, "output": output}
+        np.save(draft.path / SEEDS_FILE, seeds)
+        draft.facts |= {
+            "arms": arms,
+            "output": output,
+            "retrainings": names,
+            "origins": [f"{STAGE}:{arm}" for arm in masks for _ in drawn],
+        }
     return draft.manifest
 
 
-def _masks(plan: Blueprint, choice: BoolArray) -> dict[str, BoolArray]:
+def _masks(plan: Blueprint, choice: BoolArray, suffix: tuple[int, ...]) -> dict[str, BoolArray]:
     """Subsets of each arm: bool [seeds, n_train]."""
     from attribution.streams import Purpose, stream
     from optimize.select import balanced_subset, random_subset
@@ -87,7 +106,8 @@ def _masks(plan: Blueprint, choice: BoolArray) -> dict[str, BoolArray]:
     labels = plan.dataset.train.targets
     masks = {CHOSEN: np.tile(choice, (repeats, 1))}
     for arm in plan.spec.verdict.arms:
-        draws = [stream(plan.spec.seed, Purpose.ARMS, arm == "balanced", r) for r in range(repeats)]
+        keys = ((arm == "balanced", repeat, *suffix) for repeat in range(repeats))
+        draws = [stream(plan.spec.seed, Purpose.ARMS, *key) for key in keys]
         if arm == ALL:
             masks[arm] = np.ones((repeats, len(choice)), dtype=bool)
         elif arm == "random":
