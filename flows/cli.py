@@ -162,6 +162,47 @@ def status(*, here: Here, as_json: Json = False) -> int:
     return 0
 
 
+bank = App(name="bank", help="Show or enlarge the retrained models that everything is measured on.")
+app.command(bank)
+
+
+@bank.command(name="status")
+def bank_status(spec: Path, /, *, here: Here, as_json: Json = False) -> int:
+    """Show what the bank holds by kind and size, what is missing, what it cost and can resolve.
+
+    Args:
+        spec: The TOML file.
+        here: The session.
+        as_json: Print JSON for scripts.
+    """
+    loaded, workspace = _opened(spec, here, create=False)
+
+    from flows.bank import show_bank
+
+    show_bank(loaded, workspace, as_json=as_json)
+    return 0
+
+
+@bank.command(name="extend")
+def bank_extend(
+    spec: Path, /, *, here: Here, models: int | None = None, verdicts: bool = False
+) -> int:
+    """Enlarge the bank from now on; the next `winnow run` works with it.
+
+    Args:
+        spec: The TOML file.
+        here: The session.
+        models: Models to have drawn in all; those that are missing are trained.
+        verdicts: Calibrate on the models that verdicts have compared, too.
+    """
+    loaded, workspace = _opened(spec, here, create=True)
+
+    from flows.bank import extend_bank
+
+    extend_bank(loaded, workspace, models=models, verdicts=verdicts, debug=here.debug)
+    return 0
+
+
 @app.command
 def methods(*, as_json: Json = False) -> int:
     """List the attribution methods: what each needs, costs, and where it is published.
@@ -357,7 +398,7 @@ def _answer(tokens: list[str]) -> int:
         return REQUEST_IS_WRONG
     except KeyboardInterrupt:
         again = f"; `winnow {shlex.join(tokens)}` goes on with what is missing"
-        _complain("interrupted" + (again if "run" in tokens else ""))
+        _complain("interrupted" + (again if {"run", "extend"} & set(tokens) else ""))
         return INTERRUPTED
     except BrokenPipeError:
         # `winnow sql ... | head`: the reader has what it wanted.

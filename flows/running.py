@@ -66,7 +66,7 @@ def _run_flow(
     with recording(workspace.progress, loaded.spec.name), terminal.progress_bars():
         # What can be refused is refused here, before a server is started for it.
         preflight(job)
-        with serving(workspace, debug=debug), _failures_of_the_run():
+        with serving(workspace, debug=debug), failures_of_the_run():
             # Only now: Prefect reads where its server is when it is imported.
             from flows.curate import curate
 
@@ -76,7 +76,7 @@ def _run_flow(
 
 
 @contextlib.contextmanager
-def _failures_of_the_run() -> Iterator[None]:
+def failures_of_the_run() -> Iterator[None]:
     """Whatever is refused once the run has begun is a failed run, not a wrong request."""
     try:
         yield

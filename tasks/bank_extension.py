@@ -5,7 +5,7 @@ that order; another data set, model, recipe, seed or [bank] section is another b
 its spec again.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -42,8 +42,8 @@ class Rows:
     def __len__(self) -> int:
         return len(self.masks)
 
-    def take(self, chosen: BoolArray) -> "Rows":
-        """Some of the rows, by a mask over them."""
+    def take(self, chosen: BoolArray | IntArray) -> "Rows":
+        """Some of the rows, by number or by a mask over them."""
         return Rows(
             masks=self.masks[chosen], seeds=self.seeds[chosen], origins=self.origins[chosen]
         )
@@ -69,19 +69,20 @@ class Extension:
     adopted: tuple[Rows, ...] = ()
     acts: int = 0
 
-    def added(self, n_train: int) -> Rows:
-        """All adopted rows as one."""
-        none = Rows(
-            masks=np.empty((0, n_train), dtype=bool),
-            seeds=np.empty(0, dtype=np.int64),
-            origins=np.empty(0, dtype="<U1"),
-        )
-        parts = (none, *self.adopted)
-        return Rows(
-            masks=np.concatenate([part.masks for part in parts]),
-            seeds=np.concatenate([part.seeds for part in parts]),
-            origins=np.concatenate([part.origins for part in parts]),
-        )
+
+def joined(parts: Iterable[Rows], n_train: int) -> Rows:
+    """Several rows, or none, as one."""
+    none = Rows(
+        masks=np.empty((0, n_train), dtype=bool),
+        seeds=np.empty(0, dtype=np.int64),
+        origins=np.empty(0, dtype="<U1"),
+    )
+    every = (none, *parts)
+    return Rows(
+        masks=np.concatenate([part.masks for part in every]),
+        seeds=np.concatenate([part.seeds for part in every]),
+        origins=np.concatenate([part.origins for part in every]),
+    )
 
 
 def read_extension(artifacts: Artifacts, base: str) -> Extension:
@@ -149,32 +150,33 @@ def rows_to_adopt(plan: "Blueprint") -> Rows:
     Raises:
         NotFound: There are none.
     """
-    parts = list(_strangers(plan))
-    if not parts:
+    known = plan.retrainings.look()
+    names, rows = strangers(plan)
+    sealed = np.array([known.logits(name) is not None for name in names], dtype=bool)
+    found = rows.take(sealed).without(plan.bank.masks[plan.bank.rows("evaluate")])
+    if not len(found):
         raise NotFound(
             "there is no verdict's retraining that the bank does not hold; "
             "`winnow run` makes some for each [[problem]]"
         )
-    return Extension(adopted=tuple(parts)).added(plan.n_train)
+    return found
 
 
-def _strangers(plan: "Blueprint") -> Iterator[Rows]:
-    evaluating = plan.bank.masks[plan.bank.rows("evaluate")]
-    taken, known = set(plan.bank.ids), plan.retrainings.look()
-    for verdict, rows in sealed_verdicts(plan):
-        names: Any = verdict.facts["retrainings"]
-        new = [name not in taken and known.logits(name) is not None for name in names]
-        taken |= set(names)
-        found = rows.take(np.array(new, dtype=bool)).without(evaluating)
-        if len(found):
-            yield found
+def strangers(plan: "Blueprint") -> tuple[list[str], Rows]:
+    """Names and rows of the verdicts' retrainings that the bank does not hold, each once.
 
-
-def sealed_verdicts(plan: "Blueprint") -> Iterator[tuple[Manifest, Rows]]:
-    """Every sealed verdict whose models were trained by this recipe on rows of this data set."""
+    Every verdict of the workspace counts whose models have this recipe and these training rows.
+    """
+    taken, names, parts = set(plan.bank.ids), list[str](), list[Rows]()
     for verdict in plan.artifacts.manifests("verdict"):
         if verdict.inputs.get("trained_by") == plan.trained_by:
-            yield verdict, load_rows(plan.artifacts, verdict)
+            own: Any = verdict.facts["retrainings"]
+            new = {name: place for place, name in enumerate(own) if name not in taken}
+            names += new
+            taken |= new.keys()
+            places = np.array(list(new.values()), dtype=np.int64)
+            parts.append(load_rows(plan.artifacts, verdict).take(places))
+    return names, joined(parts, plan.n_train)
 
 
 def _next_key(plan: "Blueprint") -> str:

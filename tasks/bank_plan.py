@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.spec import BankSpec, CurationSpec
-from tasks.bank_extension import Extension
+from tasks.bank_extension import Extension, joined
 
 CALIBRATE, EVALUATE = "calibrate", "evaluate"
 
@@ -94,7 +94,7 @@ def draw_bank(
     small = np.flatnonzero((alpha == sizes[0]) & (kinds == CALIBRATE))
     serve = small[:: wanted.seeds][: spec.train.seeds]
     read = any(attribution.checkpoints == "bank" for attribution in spec.attribution)
-    added = extension.added(n_train).without(masks[kinds == EVALUATE])
+    added = joined(extension.adopted, n_train).without(masks[kinds == EVALUATE])
     return BankPlan(
         masks=np.concatenate([masks, added.masks]),
         seeds=np.concatenate([seeds, added.seeds]),

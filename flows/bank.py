@@ -1,0 +1,96 @@
+"""`winnow bank`: what a spec's bank holds, and the acts that enlarge it."""
+
+from typing import Any
+
+from flows import terminal
+from flows.plan import sealed_blueprint
+from flows.running import failures_of_the_run, refuse_held_ledger
+from schemas.errors import NotFound, RequestError
+from schemas.spec import LoadedSpec
+from store.workspace import Workspace
+from tasks.bank_extension import models_to_draw, rows_to_adopt
+from tasks.bank_status import bank_status
+from tasks.job import Job, blueprint
+from tasks.preflight import preflight
+from tasks.progress import recording
+
+COLUMNS = ("kind", "origin", "alpha", "masks", "seeds", "models", "sealed", "missing")
+
+
+def show_bank(loaded: LoadedSpec, workspace: Workspace, *, as_json: bool) -> None:
+    """Print what the bank holds; nothing is read in or trained for it.
+
+    Raises:
+        NotFound: The rows are not there yet, and the bank follows from them.
+    """
+    plan = sealed_blueprint(loaded, workspace)
+    if plan is None:
+        raise NotFound(
+            f"{loaded.spec.name}: the bank follows from the rows, which are not read in yet; "
+            "`winnow run SPEC --only data` reads them"
+        )
+    status = bank_status(plan)
+    if as_json:
+        terminal.show_json(status)
+        return
+    rows = [[entry[column] for column in COLUMNS] for entry in status["rows"]]
+    terminal.show(terminal.table(COLUMNS, rows))
+    for line in _sentences(status):
+        terminal.out().print(line, markup=False)
+
+
+def _sentences(status: dict[str, Any]) -> list[str]:
+    cost, resolves = status["cost"], status["resolves"]
+    origin = f"{status['drawn']} drawn, {status['adopted']} adopted"
+    lines = [
+        f"{status['models']} models ({origin}): {status['sealed']} sealed, "
+        f"{status['missing']} missing",
+    ]
+    if cost is not None:
+        lines.append(
+            f"{cost['models']} models took {cost['seconds']:,.1f} s of training, "
+            f"{cost['models_per_second']:,.1f} a second in a chunk"
+        )
+    lines.append(
+        f"evaluates on {resolves['masks']} subsets × {resolves['seeds']} seeds, "
+        f"{resolves['queries']} queries"
+    )
+    for each in resolves["ceilings"]:
+        if each["ceiling"] is not None:
+            sizes = "all sizes" if each["alpha"] is None else f"{each['alpha']:.0%} of the rows"
+            lines.append(f"LDS ceiling of {each['output']}, {sizes}: {each['ceiling']:.2f}")
+    return lines
+
+
+def extend_bank(
+    loaded: LoadedSpec, workspace: Workspace, *, models: int | None, verdicts: bool, debug: bool
+) -> None:
+    """Enlarge the bank from now on, and train what it then lacks.
+
+    Raises:
+        RequestError: Nothing was asked for, or what was asked for is there already.
+        LedgerHeld: Another process runs in this workspace.
+        WinnowError: Whatever the flow ends with.
+    """
+    from flows.server import serving
+
+    if models is None and not verdicts:
+        raise RequestError("say what to extend the bank by: --models N, or --verdicts")
+    refuse_held_ledger(workspace)
+    job = Job(spec=loaded.path, workspace=workspace.root)
+    with recording(workspace.progress, f"{loaded.spec.name} bank"), terminal.progress_bars():
+        # What can be refused is refused here, before a server is started for it.
+        plan = blueprint(preflight(job))
+        if models is not None:
+            models_to_draw(plan, models)
+        if verdicts:
+            rows_to_adopt(plan)
+        with serving(workspace, debug=debug), failures_of_the_run():
+            # Only now: Prefect reads where its server is when it is imported.
+            from flows import extend
+
+            extend.extend_bank(
+                str(loaded.path), workspace=str(workspace.root), models=models, verdicts=verdicts
+            )
+    show_bank(loaded, workspace, as_json=False)
+    terminal.say(f"`winnow run {loaded.path}` takes it in")
