@@ -7,17 +7,19 @@ Rows that share a mask differ by seed only: they tell seed noise from the effect
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from attribution.kept import retraining_names, trained_through
 from attribution.models import ModelLike
 from attribution.outputs import Output, OutputLike, of_examples, output_name, task_of, task_output
 from attribution.streams import Purpose, stream
 from attribution.training import Recipe, TrainedModels, predict, train_models
-from attribution.training.jobs import Arrays
+from attribution.training.jobs import Arrays, checked_masks
 from schemas.errors import ShapeError
 
 IndexArray = npt.NDArray[np.intp]
@@ -222,6 +224,7 @@ def train_bank(
     device: str = "auto",
     memory: int | None = None,
     alpha: npt.ArrayLike | None = None,
+    folder: Path | str | None = None,
 ) -> RetrainBank:
     """Retrain on each mask and keep what the models say about the queries.
 
@@ -237,10 +240,13 @@ def train_bank(
         device: auto, cpu or cuda.
         memory: As `attribution.training.train_models`.
         alpha: [M], kept with the rows.
+        folder: Where finished models' logits are kept. An interrupted call, made again, goes on
+            there, and a larger bank trains only what is new (see `attribution.kept`).
 
     Raises:
         ShapeError: Arrays do not fit together.
         TrainingDiverged: A loss became NaN or infinite.
+        CheckpointError: A file of the folder cannot be read.
     """
     query_inputs, query_targets = queries
     kind = task_of(train[1]) if task is None else task
@@ -248,17 +254,27 @@ def train_bank(
     output_name(kept)
     if len(query_inputs) != len(query_targets):
         raise ShapeError(f"{len(query_inputs)} query inputs and {len(query_targets)} targets")
-    _, logits = train_bank_models(
-        model,
-        train,
-        eval_inputs=query_inputs,
-        masks=masks,
-        seeds=seeds,
-        training=training,
-        task=kind,
-        device=device,
-        memory=memory,
-    )
+    subsets, numbers = checked_masks(masks, seeds, len(train[0]))
+
+    def logits_of(rows: Sequence[int]) -> npt.NDArray[np.float32]:
+        _, found = train_bank_models(
+            model,
+            train,
+            eval_inputs=query_inputs,
+            masks=subsets[rows],
+            seeds=[numbers[row] for row in rows],
+            training=training,
+            task=kind,
+            device=device,
+            memory=memory,
+        )
+        return found
+
+    if folder is None:
+        logits = logits_of(range(len(subsets)))
+    else:
+        names = retraining_names(model, train, query_inputs, subsets, numbers, training, kind)
+        logits = trained_through(Path(folder), names, subsets.sum(axis=1).tolist(), logits_of)
     targets = torch.as_tensor(query_targets).cpu()
     targets = targets.float().flatten() if kind == "regression" else targets.long()
     flat = torch.from_numpy(logits).flatten(0, 1)

@@ -42,10 +42,8 @@ def show_bank(loaded: LoadedSpec, workspace: Workspace, *, as_json: bool) -> Non
 def _sentences(status: dict[str, Any]) -> list[str]:
     cost, resolves = status["cost"], status["resolves"]
     origin = f"{status['drawn']} drawn, {status['adopted']} adopted"
-    lines = [
-        f"{status['models']} models ({origin}): {status['sealed']} sealed, "
-        f"{status['missing']} missing",
-    ]
+    sealed = f"{status['sealed']} sealed, {status['missing']} missing"
+    lines = [f"{status['models']} models ({origin}): {sealed}"]
     if cost is not None:
         lines.append(
             f"{cost['models']} models took {cost['seconds']:,.1f} s of training, "

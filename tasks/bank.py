@@ -73,9 +73,8 @@ def retrained(plan: Blueprint, masks: BoolArray, seeds: IntArray) -> list[str]:
 def cut_in_chunks(plan: Blueprint, masks: BoolArray, names: Sequence[str]) -> list[list[int]]:
     """Places of retrainings that are made together, at most `CHUNK_MODELS`.
 
-    Subsets of one size only: models of other sizes would change the last bit of a weight, and
-    what is known would depend on what it was trained with. Those whose weights are known need no
-    training and are apart.
+    Subsets of one size only, which take the same steps: none is padded to the steps of another.
+    Those whose weights are known need no training and are apart.
     """
 
     def company(place: int) -> tuple[int, bool]:

@@ -37,7 +37,7 @@ def _held(plan: Blueprint, missing: NDArray[np.int64]) -> list[dict[str, Any]]:
     entries = []
     for kind in np.unique(bank.kinds):
         chosen = np.flatnonzero(bank.kinds == kind)
-        entries += _entries(str(kind), rows.take(chosen), sealed[chosen])
+        entries += _entries(str(kind), rows.take(chosen), bank.alpha[chosen], sealed[chosen])
     return entries
 
 
@@ -45,10 +45,12 @@ def _strange(plan: Blueprint) -> list[dict[str, Any]]:
     names, rows = strangers(plan)
     known = plan.retrainings
     sealed = np.array([known.logits(name) is not None for name in names], dtype=bool)
-    return _entries("verdict", rows, sealed)
+    return _entries("verdict", rows, rows.masks.mean(axis=1), sealed)
 
 
-def _entries(kind: str, rows: Rows, sealed: NDArray[np.bool_]) -> list[dict[str, Any]]:
+def _entries(
+    kind: str, rows: Rows, alpha: NDArray[np.float64], sealed: NDArray[np.bool_]
+) -> list[dict[str, Any]]:
     """One entry for each origin and size of subset."""
     sizes = rows.masks.sum(axis=1)
     groups: dict[tuple[str, int], list[int]] = {}
@@ -58,14 +60,14 @@ def _entries(kind: str, rows: Rows, sealed: NDArray[np.bool_]) -> list[dict[str,
         {
             "kind": kind,
             "origin": origin or "drawn",
-            "alpha": size / rows.masks.shape[1],
+            "alpha": float(alpha[members[0]]),
             "masks": len(np.unique(rows.masks[members], axis=0)),
             "seeds": len(np.unique(rows.seeds[members])),
             "models": len(members),
             "sealed": int(sealed[members].sum()),
             "missing": int((~sealed[members]).sum()),
         }
-        for (origin, size), members in sorted(groups.items())
+        for (origin, _), members in sorted(groups.items())
     ]
 
 

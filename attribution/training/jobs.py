@@ -84,7 +84,7 @@ def make_job(
     """Check everything, try the model on one row, and choose the path."""
     where = resolve(device)
     inputs, targets, kind = checked_data(train, task, dtype, where)
-    rows, numbers = _checked_masks(masks, seeds, len(inputs))
+    rows, numbers = checked_masks(masks, seeds, len(inputs))
     template = fresh(model, numbers[0]).to(device=where, dtype=dtype)
     _try_forward(template, inputs, targets)
     layers = None
@@ -148,9 +148,14 @@ def checked_data(
     return inputs.to(device), targets.to(device), kind
 
 
-def _checked_masks(
+def checked_masks(
     masks: npt.ArrayLike, seeds: Sequence[int] | npt.NDArray[np.integer[Any]], n_train: int
 ) -> tuple[npt.NDArray[np.bool_], tuple[int, ...]]:
+    """Masks bool [M, n_train], none of them empty, and one seed for each.
+
+    Raises:
+        ShapeError: They do not fit the rows or each other.
+    """
     rows = np.asarray(masks)
     if rows.dtype != np.bool_ or rows.ndim != 2 or rows.shape[1] != n_train or len(rows) == 0:
         raise ShapeError(

@@ -22,7 +22,7 @@ from tasks.progress import advance, recording
 from tests.flows.conftest import WINNOW, running
 
 Winnow = Callable[..., subprocess.CompletedProcess[str]]
-COMMANDS = ("check", "doctor", "init", "methods", "plan", "run", "sql", "status", "ui")
+COMMANDS = ("bank", "check", "doctor", "init", "methods", "plan", "run", "sql", "status", "ui")
 
 
 @pytest.fixture

@@ -112,8 +112,12 @@ def test_another_verdict_repeats_only_the_verdict(done: Blueprint, tmp_path: Pat
     before = sealed(done.workspace.root)
     spec = edited(tmp_path, ("seeds = 3", "seeds = 4"))
     run_stages(spec, done.workspace.root)
-    made = sealed(done.workspace.root).keys() - before.keys()
-    assert sorted(stage for stage, _ in made) == ["run", "verdict"]
+    after = sealed(done.workspace.root)
+    made = [after[place] for place in after.keys() - before.keys()]
+    assert {manifest.stage for manifest in made} == {"bank", "run", "verdict"}
+    # One more seed of each arm; the other three are known.
+    trained = [m.facts["retrainings"] for m in made if m.stage == "bank"]
+    assert sum(len(names) for names in trained) == 3  # type: ignore[arg-type]
 
 
 def test_appended_rows_leave_the_checkpoints_pinned(tmp_path: Path) -> None:

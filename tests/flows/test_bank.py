@@ -1,0 +1,100 @@
+"""`winnow bank`: what it shows, what it does for good, what it refuses."""
+
+import json
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from flows.server import recorded_server
+from store.artifacts import Artifacts
+from store.workspace import Workspace
+from tests.flows.conftest import CHECKOUT
+
+pytestmark = [pytest.mark.flow, pytest.mark.slow]
+
+Winnow = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> Path:
+    shutil.copy(CHECKOUT / "examples/tiny.toml", tmp_path)
+    return tmp_path / "tiny.toml"
+
+
+def trained(spec: Path) -> list[object]:
+    artifacts = Artifacts(Workspace(spec.parent / ".winnow").artifacts)
+    lists = [chunk.facts["retrainings"] for chunk in artifacts.manifests("bank")]
+    return [name for names in lists for name in names]  # type: ignore[union-attr]
+
+
+def test_a_bank_is_extended_twice_and_each_run_afterwards_ends(winnow: Winnow, spec: Path) -> None:
+    assert winnow("run", spec).returncode == 0
+    assert len(set(trained(spec))) == 33
+    more = winnow("bank", "extend", spec, "--models", "48")
+    assert more.returncode == 0, more.stderr
+    assert "48 drawn, 0 adopted" in more.stdout
+    assert recorded_server(Workspace(spec.parent / ".winnow")) is None
+    assert len(trained(spec)) == len(set(trained(spec))) == 57
+    adopted = winnow("bank", "extend", spec, "--verdicts")
+    assert adopted.returncode == 0, adopted.stderr
+    assert len(trained(spec)) == 57
+    steps = {step["stage"]: step for step in json.loads(winnow("plan", spec, "--json").stdout)}
+    assert (steps["bank"]["done"], steps["bank"]["total"]) == (57, 57)
+    assert steps["bank"]["detail"] == "retrainings: 24 by extension, 9 adopted"
+    assert steps["scores"]["done"] == 0
+    again = winnow("run", spec)
+    assert again.returncode == 0, again.stderr
+    assert len(trained(spec)) == len(set(trained(spec))) == 66
+    assert "nothing to do" in winnow("run", spec).stderr
+    refused = winnow("bank", "extend", spec, "--models", "48")
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert "48 drawn models already" in refused.stderr
+
+
+def test_the_status_for_scripts_has_these_keys(winnow: Winnow, spec: Path) -> None:
+    unread = winnow("bank", "status", spec)
+    assert unread.returncode == 2
+    assert "--only data" in unread.stderr
+    assert not (spec.parent / ".winnow").exists()
+    assert winnow("run", spec, "--only", "bank").returncode == 0
+    found = json.loads(winnow("bank", "status", spec, "--json").stdout)
+    assert list(found) == [
+        "models",
+        "drawn",
+        "adopted",
+        "sealed",
+        "missing",
+        "extensions",
+        "rows",
+        "cost",
+        "resolves",
+    ]
+    assert [list(entry) for entry in found["rows"]] == 4 * [
+        ["kind", "origin", "alpha", "masks", "seeds", "models", "sealed", "missing"]
+    ]
+    assert list(found["cost"]) == ["models", "seconds", "models_per_second"]
+    assert found["resolves"] == {"masks": 6, "seeds": 2, "queries": 38, "ceilings": []}
+    shown = winnow("bank", "status", spec)
+    assert "evaluates on 6 subsets × 2 seeds, 38 queries" in shown.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        ((), "--models N, or --verdicts"),
+        (("--models", "24"), "24 drawn models already"),
+        (("--models", "50"), "write 48 or 52"),
+        (("--models", "many"), "many"),
+        (("--verdicts",), "`winnow run` makes some"),
+    ],
+)
+def test_an_extension_that_makes_no_sense_is_refused_in_one_line(
+    winnow: Winnow, spec: Path, options: tuple[str, ...], found: str
+) -> None:
+    done = winnow("bank", "extend", spec, *options)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert found in done.stderr
+    assert not (spec.parent / ".winnow" / "prefect").exists()
