@@ -128,7 +128,11 @@ def _chunk(plan: Blueprint, masks: BoolArray, seeds: IntArray) -> Manifest:
 
 def _kept(plan: Blueprint, names: list[str]) -> list[str]:
     """The retrainings of a chunk whose weights are kept."""
-    each = sum(value.nbytes for value in plan.build_model().state_dict().values())
+    from attribution.models import fresh
+
+    # Under its lock: a model that is built draws from the generator that other threads seed.
+    template = fresh(plan.build_model, 0)
+    each = sum(value.nbytes for value in template.state_dict().values())
     if each * len(names) <= KEPT_BYTES:
         return names
     return [name for name in names if name in plan.bank.checkpoint_ids]

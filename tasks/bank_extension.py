@@ -180,7 +180,8 @@ def strangers(plan: "Blueprint") -> tuple[list[str], Rows]:
 
 
 def _next_key(plan: "Blueprint") -> str:
-    return _record_key(plan.bank_base, plan.extension.acts)
+    # Counted anew: the plan may be older than the last act.
+    return _record_key(plan.bank_base, read_extension(plan.artifacts, plan.bank_base).acts)
 
 
 def _record_key(base: str, number: int) -> str:
