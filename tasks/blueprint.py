@@ -30,6 +30,7 @@ from store.datasets import StoredDataset, load_dataset
 from store.workspace import Workspace
 from tasks.bank_extension import Extension, read_extension
 from tasks.bank_plan import BankPlan, draw_bank
+from tasks.feature_plan import FEATURES_VERSION, FeatureShard, blocks, feature_shards
 from tasks.ingest import SCALING_FILE
 from tasks.intake.recipes import recipe_digest
 from tasks.retrainings import BANK_VERSION, STATES_FILE, Retrainings
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 VERSIONS = {
     "checkpoints": 1,
     "bank": BANK_VERSION,
-    "features": 1,
+    "features": FEATURES_VERSION,
     "scores": 1,
     "lds": 1,
     "solution": 1,
@@ -54,30 +55,7 @@ VERSIONS = {
 }
 STAGES = ("data", *VERSIONS)
 
-# Rows of one feature shard: what a killed run can lose.
-SHARD_ROWS = 8_192
-
 IntArray = NDArray[np.int64]
-
-
-class FeatureShard(NamedTuple):
-    """One checkpoint's sketches of one block of rows.
-
-    Attributes:
-        key: The artifact's key.
-        attribution: Name of an attribution that needs it; others may share it.
-        checkpoint: Place of the checkpoint among the attribution's own.
-        side: "train" or "query".
-        start: First row of the block, among the training rows or the scored queries.
-        stop: One past its last row.
-    """
-
-    key: str
-    attribution: str
-    checkpoint: int
-    side: str
-    start: int
-    stop: int
 
 
 class Weights(NamedTuple):
@@ -333,44 +311,14 @@ class Blueprint:
             return None
         if not is_sketched(attribution):
             return ()
-        queries = self.dataset.positions(self.sets.scored)
-        sides = (("train", np.arange(self.n_train)), ("query", queries))
-        return tuple(
-            FeatureShard(
-                self._feature_key(attribution, place, digest, side, rows[start:stop]),
-                attribution.name,
-                place,
-                side,
-                start,
-                stop,
-            )
-            for place, (_, _, digest) in enumerate(weights)
-            for side, rows in sides
-            for start, stop in _blocks(len(rows))
-        )
+        return tuple(feature_shards(self, attribution, [each.digest for each in weights]))
 
     def n_features(self, attribution: AttributionSpec) -> int:
         """How many feature shards an attribution needs."""
         if not is_sketched(attribution):
             return 0
-        blocks = len(_blocks(self.n_train)) + len(_blocks(len(self.sets.scored)))
-        return self.n_checkpoints(attribution) * blocks
-
-    def _feature_key(
-        self, attribution: TrakSpec, place: int, digest: str, side: str, rows: IntArray
-    ) -> str:
-        output = self.output(attribution) if side == "query" else "training"
-        return artifact_key(
-            "features",
-            VERSIONS["features"],
-            attribution.projection,
-            output,
-            digest,
-            place,
-            self.spec.seed,
-            self.model_digest,
-            [self.row_digests[row] for row in rows],
-        )
+        shards = len(blocks(self.n_train)) + len(blocks(len(self.sets.scored)))
+        return self.n_checkpoints(attribution) * shards
 
     def scores_key(self, attribution: AttributionSpec) -> str | None:
         """Key of an attribution's scores, or None while its features cannot be named."""
@@ -488,7 +436,3 @@ def file_digest(path: Path) -> str:
     """sha256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _blocks(rows: int) -> list[tuple[int, int]]:
-    return [(start, min(start + SHARD_ROWS, rows)) for start in range(0, rows, SHARD_ROWS)]

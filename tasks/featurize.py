@@ -14,7 +14,8 @@ from prefect.cache_policies import NO_CACHE
 
 from schemas.errors import CorruptArtifact
 from schemas.manifest import Manifest
-from tasks.blueprint import VERSIONS, Blueprint, FeatureShard, IntArray, Weights, is_sketched
+from tasks.blueprint import VERSIONS, Blueprint, IntArray, Weights, is_sketched
+from tasks.feature_plan import FeatureShard
 from tasks.job import Job, blueprint
 from tasks.progress import advance
 from tasks.retrainings import STATES_FILE
