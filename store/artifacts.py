@@ -239,7 +239,8 @@ class Artifacts:
 
     def keys(self, stage: str) -> set[str]:
         """Keys of a stage's artifacts, complete or not."""
-        return {folder.name for folder in _children(self.root / stage)} - {DRAFTS}
+        names = (folder.name for folder in _children(self.root / stage))
+        return {name for name in names if _KEY.fullmatch(name)}
 
     def manifests(self, stage: str) -> list[Manifest]:
         """Every complete artifact of a stage, by key."""

@@ -1,9 +1,9 @@
 """Every artifact that a spec implies, named before anything is computed.
 
-A blueprint knows the keys of checkpoints, bank chunks, feature shards, scores, solutions, verdicts
-and of the run itself; tasks look up what is sealed under a key and make what is missing, and
-`flows.plan` counts. Keys follow the data: a checkpoint's features are named by the digest of its
-weights, so whatever lies behind a checkpoint must exist before what follows can be named.
+A blueprint knows the ids of the bank's retrainings and the keys of checkpoints, feature shards,
+scores, solutions, verdicts and the run itself; tasks look up what is sealed and make what is not,
+and `flows.plan` counts. Keys follow the data: a checkpoint's features are named by the digest of
+its weights, so whatever lies behind a checkpoint must exist before what follows can be named.
 """
 
 import functools

@@ -56,15 +56,14 @@ class Retrainings:
         """Read what was sealed or removed since the last look; cheap where nothing was."""
         there = self._artifacts.keys(STAGE)
         if there != self._chunks.keys():
-            known = {
-                key: self._chunks.get(key) or self._artifacts.find(STAGE, key) for key in there
-            }
-            self._chunks = {key: manifest for key, manifest in known.items() if manifest}
-            current = [each for each in self._chunks.values() if each.version == BANK_VERSION]
+            found = (self._chunks.get(key) or self._artifacts.find(STAGE, key) for key in there)
+            chunks = {manifest.key: manifest for manifest in found if manifest}
+            current = [each for each in chunks.values() if each.version == BANK_VERSION]
             ordered = sorted(current, key=lambda each: (each.created_at, each.key))
             seen = [chunk for chunk in ordered if self.columns(chunk) is not None]
             self._logits = _first(seen, "retrainings")
             self._weights = _first(ordered, "weights")
+            self._chunks = chunks  # last: a thread that finds these up to date finds all so
         return self
 
     def logits(self, name: str) -> Place | None:
@@ -100,14 +99,15 @@ class Retrainings:
         Yields:
             Places among the names, and the logits float32 [places, n_test, n_outputs] of those.
         """
+        places = [self._logits[name] for name in names]
         by_chunk: dict[str, list[int]] = {}
-        for place, name in enumerate(names):
-            by_chunk.setdefault(self._logits[name].manifest.key, []).append(place)
-        for key, places in by_chunk.items():
-            chunk = self._chunks[key]
+        for number, place in enumerate(places):
+            by_chunk.setdefault(place.manifest.key, []).append(number)
+        for numbers in by_chunk.values():
+            chunk = places[numbers[0]].manifest
             logits = np.load(self._artifacts.folder(chunk) / LOGITS_FILE, mmap_mode="r")
-            rows = logits[[self._logits[names[place]].row for place in places]]
-            yield places, rows[:, self.columns(chunk)]
+            rows = logits[[places[number].row for number in numbers]]
+            yield numbers, rows[:, self.columns(chunk)]
 
 
 def ids_of(chunk: Manifest, fact: str = "retrainings") -> list[str]:
