@@ -28,7 +28,7 @@ def spec(tmp_path: Path) -> Path:
 def trained(spec: Path) -> list[object]:
     artifacts = Artifacts(Workspace(spec.parent / ".winnow").artifacts)
     lists = [chunk.facts["retrainings"] for chunk in artifacts.manifests("bank")]
-    return [name for names in lists for name in names]  # type: ignore[union-attr]
+    return [name for names in lists for name in names]
 
 
 def test_an_extended_bank_is_what_the_next_run_works_with(winnow: Winnow, spec: Path) -> None:

@@ -50,7 +50,7 @@ def trained(plan: Blueprint) -> set[str]:
         name
         for chunk in chunks(plan)
         if chunk.facts["path"] != "weights"
-        for name in chunk.facts["retrainings"]  # type: ignore[union-attr]
+        for name in chunk.facts["retrainings"]
     ]
     assert len(set(names)) == len(names)
     return {str(name) for name in names}
@@ -137,7 +137,7 @@ def test_chunks_hold_models_of_one_size_and_no_more_than_they_may(
     plan = bank_after(TINY, tmp_path / "w")
     place = {name: row for row, name in enumerate(plan.bank.ids)}
     sizes = plan.bank.masks.sum(axis=1)
-    held = [[place[str(name)] for name in chunk.facts["retrainings"]] for chunk in chunks(plan)]  # type: ignore[union-attr]
+    held = [[place[str(name)] for name in chunk.facts["retrainings"]] for chunk in chunks(plan)]
     assert sorted(len(rows) for rows in held) == [2, 2, 5, 5, 5, 5]
     assert all(len(set(sizes[rows])) == 1 for rows in held)
 
@@ -200,7 +200,7 @@ def test_checkpoints_of_the_bank_are_kept_whatever_their_size(
     found = plan.weights(plan.spec.attribution[0]) or ()
     assert len(found) == plan.spec.train.seeds
     # Their logits were known, their weights were not.
-    again = [name for chunk in chunks(plan) for name in chunk.facts["weights"]]  # type: ignore[union-attr]
+    again = [name for chunk in chunks(plan) for name in chunk.facts["weights"]]
     assert sorted(map(str, again)) == sorted(plan.bank.checkpoint_ids)
 
 
@@ -259,7 +259,7 @@ def verdict_names(plan: Blueprint) -> set[str]:
     """Names of the models that the plan's own verdicts compare."""
     keys = [plan.verdict_key(problem) for problem in plan.spec.problem]
     names = [plan.sealed("verdict", key).facts["retrainings"] for key in keys]
-    return {str(name) for group in names for name in group}  # type: ignore[union-attr]
+    return {str(name) for group in names for name in group}
 
 
 def apart(plan: Blueprint) -> None:
@@ -282,7 +282,7 @@ def test_a_bank_that_was_extended_stays_so_and_the_next_run_works_with_it(tmp_pa
     # A choice that stays the same is not trained again; another one is.
     assert len(trained(plan)) - 48 in (9, 12)
     evaluated = plan.sealed("lds", plan.lds_key(plan.spec.attribution[0])).facts["rows"]
-    assert {row["n_masks"] for row in evaluated} == {6, 12}  # type: ignore[union-attr, call-overload, index]
+    assert {row["n_masks"] for row in evaluated} == {6, 12}
     before = chunks(plan), plan.artifacts.manifests("verdict")
     again = judged(TINY, tmp_path)
     assert (chunks(again), again.artifacts.manifests("verdict")) == before

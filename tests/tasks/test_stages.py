@@ -117,7 +117,7 @@ def test_another_verdict_repeats_only_the_verdict(done: Blueprint, tmp_path: Pat
     assert {manifest.stage for manifest in made} == {"bank", "run", "verdict"}
     # One more seed of each arm; the other three are known.
     trained = [m.facts["retrainings"] for m in made if m.stage == "bank"]
-    assert sum(len(names) for names in trained) == 3  # type: ignore[arg-type]
+    assert sum(len(names) for names in trained) == 3
 
 
 def test_appended_rows_leave_the_checkpoints_pinned(tmp_path: Path) -> None:
