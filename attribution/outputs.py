@@ -60,6 +60,10 @@ _OWN_OUTPUT = {
     Task.REGRESSION: Output.PREDICTION,
     Task.LANGUAGE: Output.LOGPROB,
 }
+
+# Outputs that a better model has less of.
+FALLING = frozenset({Output.LOSS, Output.SQUARED_ERROR})
+
 _OF_CLASSES = (Output.MARGIN, Output.LOGPROB, Output.LOGIT)
 _OF_NUMBERS = (Output.PREDICTION, Output.SQUARED_ERROR)
 

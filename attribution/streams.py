@@ -34,6 +34,7 @@ class Purpose(StrEnum):
     SOLVER = "solver"
     POISON = "poison"
     VERDICT = "verdict"
+    REMOVAL = "removal"
 
 
 # Fixed for ever: a changed number is a changed experiment. New purposes take the next free one.
@@ -52,6 +53,7 @@ PURPOSE_CODES: dict[Purpose, int] = {
     Purpose.SOLVER: 12,
     Purpose.POISON: 13,
     Purpose.VERDICT: 14,
+    Purpose.REMOVAL: 15,
 }
 
 _ROUNDS = 10

@@ -9,6 +9,7 @@ from scipy import stats
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from attribution.bank import RetrainBank
+from attribution.bootstrap import resampled_ranks
 from attribution.evaluate import alpha_rows, lds, mask_groups, subset_sums
 from attribution.statistics import (
     anova_reliability,
@@ -159,12 +160,10 @@ def test_the_same_seed_gives_the_same_interval() -> None:
 
 
 def test_bootstrap_ranks_are_those_of_the_written_out_resample() -> None:
-    from attribution.evaluate import _resampled_ranks
-
     rng = np.random.default_rng(10)
     values = rng.integers(0, 5, (9, 1)).astype(float)
     counts = rng.multinomial(9, np.full(9, 1 / 9), size=4)
-    ranks = _resampled_ranks(values, counts.astype(np.float32))[:, 0] / 2
+    ranks = resampled_ranks(values, counts.astype(np.float32))[:, 0] / 2
     for row, count in zip(ranks, counts, strict=True):
         written = np.repeat(np.arange(9), count)
         want = stats.rankdata(values[written, 0])
