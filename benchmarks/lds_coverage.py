@@ -4,27 +4,29 @@ A world has n rows, queries of a few classes whose effects are part shared and p
 scores that are the effects plus an error of a size of its own for each query, and models whose
 outputs add seed noise that queries partly share. Over half-subsets, sums of scores and outputs of a
 query are nearly jointly Gaussian with correlation corr(score, effect) x sqrt(reliability), so its
-true LDS is (6/pi) asin(half of that), and the true mean is that of many thousands of queries.
+true LDS is (6/pi) asin(half of that), and the true mean is that of thousands of queries.
 
     python -m benchmarks.lds_coverage [--simulations 1000]
 
 prints how often 95 % intervals hold the true mean, how far the estimate's centre is off, and the
-half-widths: of the interval, of the estimate's true spread, and as the power calculator says.
+half-widths: of the interval, of the estimate's true spread, and as the power calculator foresees
+from one bank of the design.
 """
 
 import argparse
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from attribution.bank import RetrainBank
 from attribution.evaluate import lds
+from attribution.power import lds_pilot, lds_power
 
 Floats = NDArray[np.float64]
-N_TRAIN, N_CLASSES, POPULATION = 200, 5, 4_000
+N_TRAIN, N_CLASSES, POPULATION = 120, 5, 2_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,13 +117,15 @@ class World:
         )
 
 
-def simulate(design: Design, simulations: int, seed: int = 0) -> Iterator[tuple[float, ...]]:
+def simulate(
+    design: Design, simulations: int, *, seed: int = 0, resamples: int = 400
+) -> Iterator[tuple[float, ...]]:
     """True mean, estimate, low and high of each simulation."""
     for number in range(simulations):
         rng = np.random.default_rng([seed, number])
         world = World.draw(design, rng)
         scores, bank = world.bank(rng)
-        result = lds(scores, bank, resamples=400, seed=number)
+        result = lds(scores, bank, resamples=resamples, seed=number)
         yield world.truth(rng), result.mean, *result.interval
 
 
@@ -130,14 +134,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--simulations", type=int, default=1_000)
     count = parser.parse_args().simulations
-    print("masks seeds queries strength  true LDS  off by  covered  half-width: interval  spread")
+    print("masks seeds queries strength  true LDS  off by  covered  half-width: interval ", end="")
+    print(" spread  foreseen")
     for design in DESIGNS:
         truth, mean, low, high = np.array(list(simulate(design, count))).T
         covered = np.mean((low <= truth) & (truth <= high))
+        rng = np.random.default_rng([1, design.masks])
+        scores, bank = World.draw(design, rng).bank(rng)
+        foreseen = math.nan
+        if design.seeds > 1:
+            pilot = asdict(lds_pilot(bank, scores))
+            foreseen = lds_power(design.masks, design.seeds, design.queries, **pilot)
         print(
             f"{design.masks:5} {design.seeds:5} {design.queries:7} {design.strength:8.1f} "
             f"{truth.mean():9.3f} {np.mean(mean - truth):+7.4f} {covered:8.1%} "
-            f"{np.mean(high - low) / 2:21.4f} {1.96 * np.std(mean - truth):7.4f}",
+            f"{np.mean(high - low) / 2:21.4f} {1.96 * np.std(mean - truth):7.4f} {foreseen:9.4f}",
             flush=True,
         )
 

@@ -1,5 +1,7 @@
 """A small logistic regression whose refits are known, for tests that hold scores against truth."""
 
+from functools import cache
+
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
@@ -31,25 +33,22 @@ def retraining(**changes: object) -> Retraining:
     return Retraining(**(given | changes))
 
 
-def refit(kept: NDArray[np.bool_], problem: Retraining) -> NDArray[np.float64]:
-    """Margins [n_query] of scikit-learn's minimiser of the same objective on some rows."""
-    inputs, targets = (np.asarray(part)[kept] for part in problem.train)
+def refitted_logits(kept: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Logits [n_query, K] of scikit-learn's minimiser of the same objective on some rows."""
+    inputs, targets = (part[kept] for part in rows(N, 1))
     model = LogisticRegression(
-        C=1 / (len(inputs) * DECAY), fit_intercept=False, tol=1e-10, max_iter=2_000
+        C=1 / (len(inputs) * DECAY), fit_intercept=False, tol=1e-10, solver="newton-cholesky"
     ).fit(inputs.astype(np.float64), targets)
-    logits = np.asarray(problem.queries[0], dtype=np.float64) @ model.coef_.T
-    own = np.eye(K, dtype=bool)[np.asarray(problem.queries[1])]
-    others = np.where(own, -np.inf, logits)
-    return logits[own] - np.logaddexp.reduce(others, axis=1)
+    return rows(M, 2)[0].astype(np.float64) @ model.coef_.T
 
 
-def leave_one_out(problem: Retraining) -> NDArray[np.float64]:
+def refit(kept: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Margins [n_query] of that minimiser."""
+    logits, own = refitted_logits(kept), np.eye(K, dtype=bool)[rows(M, 2)[1]]
+    return logits[own] - np.logaddexp.reduce(np.where(own, -np.inf, logits), axis=1)
+
+
+@cache
+def leave_one_out() -> NDArray[np.float64]:
     """f_q(U) - f_q(U without i) by refitting, [n_query, n_train]."""
-    everything = np.ones(problem.n_train, dtype=bool)
-    whole = refit(everything, problem)
-    effects = []
-    for row in range(problem.n_train):
-        kept = everything.copy()
-        kept[row] = False
-        effects.append(whole - refit(kept, problem))
-    return np.array(effects).T
+    return np.array([refit(np.ones(N, dtype=bool)) - refit(np.arange(N) != i) for i in range(N)]).T

@@ -1,5 +1,3 @@
-from functools import cache
-
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -13,21 +11,16 @@ from schemas.errors import RecipeError, ShapeError
 from tests.attribution.linear_problem import DECAY, D, K, M, N, leave_one_out, retraining
 
 
-@cache
-def truth() -> NDArray[np.float64]:
-    return leave_one_out(retraining())
-
-
 def test_exact_effects_are_those_of_sklearns_refits() -> None:
-    found = loo_correlation(truth(), retraining())
-    np.testing.assert_allclose(found.effects, truth(), rtol=0, atol=2e-5)
+    found = loo_correlation(leave_one_out(), retraining())
+    np.testing.assert_allclose(found.effects, leave_one_out(), rtol=0, atol=2e-5)
     assert found.exact
     assert found.reliability == 1
 
 
 def test_exact_leave_one_out_scores_correlate_perfectly_and_their_negative_does_not() -> None:
-    assert loo_correlation(truth(), retraining()).mean == pytest.approx(1.0, abs=1e-3)
-    assert loo_correlation(-truth(), retraining()).mean == pytest.approx(-1.0, abs=1e-3)
+    assert loo_correlation(leave_one_out(), retraining()).mean == pytest.approx(1.0, abs=1e-3)
+    assert loo_correlation(-leave_one_out(), retraining()).mean == pytest.approx(-1.0, abs=1e-3)
 
 
 def test_a_regressions_effects_are_those_of_the_closed_form() -> None:
@@ -91,7 +84,7 @@ def test_only_a_single_linear_layer_counts_as_convex() -> None:
 def test_a_forced_network_says_how_little_of_it_is_the_rows_doing() -> None:
     net = nn.Sequential(nn.Linear(D, 6), nn.Tanh(), nn.Linear(6, K))
     problem = retraining(model=net, training=Recipe(lr=0.1, epochs=3, batch_size=10))
-    found = loo_correlation(truth(), problem, rows=np.arange(12), force=True)
+    found = loo_correlation(leave_one_out(), problem, rows=np.arange(12), force=True)
     assert not found.exact
     assert found.effects.shape == (M, 12)
     assert found.reliability is not None
@@ -107,11 +100,11 @@ def test_a_forced_network_says_how_little_of_it_is_the_rows_doing() -> None:
 )
 def test_recipes_without_a_unique_minimum_are_refused(recipe: Recipe, said: str) -> None:
     with pytest.raises(RecipeError, match=said):
-        loo_correlation(truth(), retraining(training=recipe))
+        loo_correlation(leave_one_out(), retraining(training=recipe))
 
 
 def test_scores_of_other_rows_and_too_few_rows_are_refused() -> None:
     with pytest.raises(ShapeError, match="8 queries and 60 training rows"):
-        loo_correlation(truth().T, retraining())
+        loo_correlation(leave_one_out().T, retraining())
     with pytest.raises(ShapeError, match="needs three"):
-        loo_correlation(truth(), retraining(), rows=[1, 2])
+        loo_correlation(leave_one_out(), retraining(), rows=[1, 2])

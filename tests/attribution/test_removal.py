@@ -10,16 +10,12 @@ from attribution.removal import removal_curve, smallest_flip
 from attribution.training import Recipe, train_one_reference
 from schemas.errors import ShapeError
 from schemas.methods import FALLING as FALLING_IN_SPECS
-from tests.attribution.linear_problem import M, N, leave_one_out, refit, retraining
-
-
-def truth() -> np.ndarray:
-    return leave_one_out(retraining())
+from tests.attribution.linear_problem import M, N, leave_one_out, refit, refitted_logits, retraining
 
 
 def test_changes_are_those_of_refits_without_the_rows() -> None:
     """At the minimum of a convex loss seeds do not matter, so refits are the truth."""
-    problem, tau = retraining(seeds=2), truth()
+    problem, tau = retraining(seeds=2), leave_one_out()
     curve = removal_curve(tau, problem, sizes=[3, 10], random_sets=2)
     everything = np.ones(N, dtype=bool)
     for effects, order in (
@@ -32,19 +28,19 @@ def test_changes_are_those_of_refits_without_the_rows() -> None:
             for query in range(M):
                 kept = everything.copy()
                 kept[order[query, : effect.size]] = False
-                want = refit(kept, problem)[query] - refit(everything, problem)[query]
-                assert found[query] == pytest.approx(want, abs=2e-3)
+                want = refit(kept)[query] - refit(everything)[query]
+                assert found[query] == pytest.approx(want, abs=5e-3)
 
 
 def test_without_helpful_rows_margins_fall_and_without_harmful_ones_they_rise() -> None:
-    curve = removal_curve(truth(), retraining(), sizes=[6])
+    curve = removal_curve(leave_one_out(), retraining(), sizes=[6])
     assert curve.helpful[0].interval[1] < 0
     assert curve.harmful[0].interval[0] > 0
     assert curve.output == "margin"
 
 
 def test_a_helpful_row_lowers_a_loss() -> None:
-    curve = removal_curve(-truth(), retraining(output="loss"), sizes=[6])
+    curve = removal_curve(-leave_one_out(), retraining(output="loss"), sizes=[6])
     assert curve.helpful[0].interval[0] > 0
     assert curve.harmful[0].interval[1] < 0
 
@@ -56,7 +52,7 @@ def test_random_scores_do_no_more_than_random_removal() -> None:
 
 
 def test_the_interval_against_random_removal_covers_no_effect_as_often_as_it_says() -> None:
-    """Random scores have no effect beyond random removal; 120 simulated curves, by the formula."""
+    """Sets, models and queries that differ by noise alone, 400 times."""
     from attribution.removal import _against_control
 
     rng, inside = np.random.default_rng(1), 0
@@ -70,7 +66,7 @@ def test_the_interval_against_random_removal_covers_no_effect_as_often_as_it_say
 
 def test_all_models_come_back_as_bank_rows_that_were_trained_as_said() -> None:
     problem = retraining(seeds=2, training=Recipe(epochs=3, batch_size=20))
-    bank = removal_curve(truth(), problem, sizes=[5], random_sets=2).bank
+    bank = removal_curve(leave_one_out(), problem, sizes=[5], random_sets=2).bank
     assert isinstance(bank, RetrainBank)
     assert len(bank) == 2 * (1 + 2 + 2 * M)
     assert bank.masks[:2].all()
@@ -88,7 +84,7 @@ def test_all_models_come_back_as_bank_rows_that_were_trained_as_said() -> None:
 
 
 def test_the_smallest_flip_is_found_by_refitting_one_row_at_a_time() -> None:
-    problem, tau = retraining(seeds=1), truth()
+    problem, tau = retraining(seeds=1), leave_one_out()
     found = smallest_flip(tau, problem, sizes=[4, 16, 32], refine=True)
     everything = np.ones(N, dtype=bool)
     for query in range(M):
@@ -97,25 +93,14 @@ def test_the_smallest_flip_is_found_by_refitting_one_row_at_a_time() -> None:
         for size in range(33):
             kept = everything.copy()
             kept[order[:size]] = False
-            # A margin tells the flip: below log(1/(K - 1)) the class is never the likeliest, and
-            # above 0 it always is; in between the refit's own classes would have to be compared.
-            if _predicted(kept, query) != problem.queries[1][query]:
+            if refitted_logits(kept)[query].argmax() != problem.queries[1][query]:
                 want = size
                 break
         assert found.smallest[query] == want
 
 
-def _predicted(kept: np.ndarray, query: int) -> int:
-    problem = retraining()
-    margins = []
-    for label in range(3):
-        asked = retraining(queries=(problem.queries[0], np.full(M, label)))
-        margins.append(refit(kept, asked)[query])
-    return int(np.argmax(margins))
-
-
 def test_the_grid_gives_the_next_size_up_and_counts_what_was_wrong_before() -> None:
-    tau = truth()
+    tau = leave_one_out()
     exact = smallest_flip(tau, retraining(seeds=1), sizes=[4, 16, 32], refine=True)
     grid = smallest_flip(tau, retraining(seeds=1), sizes=[32, 4, 16])
     for fine, coarse in zip(exact.smallest, grid.smallest, strict=True):
@@ -133,13 +118,13 @@ def test_the_outputs_that_should_fall_are_those_of_specs() -> None:
 def test_removing_everything_nothing_or_one_random_set_is_refused() -> None:
     for sizes in ([], [0], [N]):
         with pytest.raises(ShapeError, match="remove between 1 and 59"):
-            removal_curve(truth(), retraining(), sizes=sizes)
+            removal_curve(leave_one_out(), retraining(), sizes=sizes)
     with pytest.raises(ShapeError, match="two or more"):
-        removal_curve(truth(), retraining(), sizes=[1], random_sets=1)
+        removal_curve(leave_one_out(), retraining(), sizes=[1], random_sets=1)
 
 
 def test_scores_of_another_output_are_refused() -> None:
-    scores = Scores(truth(), {"output": "loss"})
+    scores = Scores(leave_one_out(), {"output": "loss"})
     with pytest.raises(ShapeError, match="'loss' and 'margin' is retrained"):
         removal_curve(scores, retraining(), sizes=[1])
 
@@ -147,4 +132,4 @@ def test_scores_of_another_output_are_refused() -> None:
 def test_a_regression_has_no_prediction_to_flip() -> None:
     train = retraining().train[0], np.zeros(N, dtype=np.float32)
     with pytest.raises(ShapeError, match="no class"):
-        smallest_flip(truth(), retraining(train=train), sizes=[1])
+        smallest_flip(leave_one_out(), retraining(train=train), sizes=[1])
