@@ -46,7 +46,7 @@ VERSIONS = {
     "checkpoints": 1,
     "bank": BANK_VERSION,
     "features": FEATURES_VERSION,
-    "scores": 1,
+    "scores": 2,
     "lds": 1,
     "solution": 1,
     "verdict": 2,

@@ -12,7 +12,7 @@ from store.artifacts import artifact_key
 if TYPE_CHECKING:
     from tasks.blueprint import Blueprint
 
-FEATURES_VERSION = 1
+FEATURES_VERSION = 2
 # Rows of one feature shard: what a killed run can lose.
 SHARD_ROWS = 8_192
 

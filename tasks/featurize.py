@@ -6,7 +6,8 @@ the output that is asked about.
 """
 
 import dataclasses
-from typing import TYPE_CHECKING
+import time
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from prefect import task
@@ -14,6 +15,7 @@ from prefect.cache_policies import NO_CACHE
 
 from schemas.errors import CorruptArtifact
 from schemas.manifest import Manifest
+from schemas.spec import AttributionSpec
 from tasks.blueprint import VERSIONS, Blueprint, IntArray, Weights, is_sketched
 from tasks.feature_plan import FeatureShard
 from tasks.job import Job, blueprint
@@ -70,6 +72,7 @@ def _featurize(plan: Blueprint, shard: FeatureShard) -> Manifest:
     else:
         rows, output = plan.dataset.subset(plan.sets.scored), plan.output(attribution)
     block = slice(shard.start, shard.stop)
+    started = time.monotonic()
     features = featurize(
         plan.build_model(),
         load_weights(plan, weights[shard.checkpoint]),
@@ -82,11 +85,19 @@ def _featurize(plan: Blueprint, shard: FeatureShard) -> Manifest:
         device=resolve(plan.spec.compute.device),
         memory=plan.spec.compute.memory_bytes,
     )
-    return _seal(plan, shard, features, weights[shard.checkpoint].digest)
+    seconds = time.monotonic() - started
+    return _seal(plan, shard, features, weights[shard.checkpoint].digest, seconds)
 
 
-def _seal(plan: Blueprint, shard: FeatureShard, features: "Features", weights: str) -> Manifest:
-    facts = {"fingerprint": features.fingerprint, "side": shard.side, "rows": len(features.sketch)}
+def _seal(
+    plan: Blueprint, shard: FeatureShard, features: "Features", weights: str, seconds: float
+) -> Manifest:
+    facts = {
+        "fingerprint": features.fingerprint,
+        "side": shard.side,
+        "rows": len(features.sketch),
+        "seconds": seconds,
+    }
     with plan.artifacts.seal(
         STAGE, shard.key, version=VERSIONS[STAGE], inputs={"weights": weights}, facts=facts
     ) as draft:
@@ -127,6 +138,15 @@ def load_features(plan: Blueprint, attribution_name: str, side: str) -> "list[Fe
             )
             blocks.setdefault(shard.checkpoint, []).append(block)
     return [_joined(parts) for _, parts in sorted(blocks.items())]
+
+
+def feature_seconds(plan: Blueprint, attribution: AttributionSpec) -> float:
+    """What the sketches of an attribution took, also where it shares them with another."""
+    total = 0.0
+    for shard in plan.features(attribution) or ():
+        seconds: Any = plan.sealed(STAGE, shard.key).facts["seconds"]
+        total += seconds
+    return total
 
 
 def take(features: "Features", places: IntArray) -> "Features":

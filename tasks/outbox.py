@@ -18,6 +18,7 @@ from tasks.blueprint import VERSIONS, Blueprint
 from tasks.job import Job, blueprint
 from tasks.progress import advance
 from tasks.reporting import figures
+from tasks.reporting.bakeoff import Contender, bake_off
 from tasks.reporting.tracking import log_run
 from tasks.score import PER_QUERY_FILE
 from tasks.solve import CHOICE_FILE, JUDGE_FILE, UTILITY_FILE, averaged, surrogate_of
@@ -60,8 +61,13 @@ def _send(plan: Blueprint, key: str) -> Manifest:
 
 
 def pictures(plan: Blueprint) -> "dict[str, Figure]":
-    """The figures of a run by name: LDS of each attribution, and three or four of each problem."""
+    """The figures of a run by name.
+
+    LDS of each attribution, the bake-off of several, and three or four of each problem.
+    """
     drawn = {f"lds-{entry.name}": _lds_figure(plan, entry) for entry in plan.spec.attribution}
+    if len(plan.spec.attribution) > 1:
+        drawn["bake-off"] = bake_off([_contender(plan, each) for each in plan.spec.attribution])
     for problem in plan.spec.problem:
         drawn |= {f"{problem.name}-{name}": each for name, each in _answer(plan, problem).items()}
     return drawn
@@ -73,6 +79,17 @@ def _lds_figure(plan: Blueprint, attribution: "AttributionSpec") -> "Figure":
     per_query = np.load(plan.artifacts.folder(manifest) / PER_QUERY_FILE)
     mean = (rows[0]["mean"], rows[0]["low"], rows[0]["high"])
     return figures.lds_per_query(per_query, mean=mean, ceiling=rows[0]["ceiling"])
+
+
+def _contender(plan: Blueprint, attribution: "AttributionSpec") -> Contender:
+    rows: Any = plan.sealed("lds", plan.lds_key(attribution)).facts["rows"]
+    seconds: Any = plan.sealed("scores", plan.scores_key(attribution)).facts["seconds"]
+    return Contender(
+        name=attribution.name,
+        seconds=seconds,
+        lds=(rows[0]["mean"], rows[0]["low"], rows[0]["high"]),
+        ceiling=rows[0]["ceiling"],
+    )
 
 
 def _answer(plan: Blueprint, problem: "ProblemSpec") -> "dict[str, Figure]":

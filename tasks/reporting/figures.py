@@ -1,12 +1,10 @@
 """The pictures: arrays in, a matplotlib Figure out, and no global state.
 
-Every figure is a bare `matplotlib.figure.Figure`: pyplot, its registry and its backends are never
-touched, so figures may be drawn in any thread. A title states what the picture shows; blue is what
-winnow chose, grey what it is compared with, orange what deserves a look.
+Every figure is a bare `matplotlib.figure.Figure`, drawn as `tasks.reporting.canvas` says. A title
+states what the picture shows.
 """
 
 from collections.abc import Mapping, Sequence
-from io import BytesIO
 from math import isqrt
 from typing import Any
 
@@ -15,19 +13,36 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
 from schemas.errors import ShapeError
+from tasks.reporting.canvas import (
+    ATTENTION,
+    CHOSEN,
+    CONTROL,
+    FAINT,
+    INK,
+    Interval,
+    blank,
+    bounded,
+    dressed,
+    headline,
+    note,
+    plain,
+    png,
+)
 
-CHOSEN = "#1f5fa8"
-CONTROL = "#8b95a1"
-ATTENTION = "#cc5a1e"
-INK = "#24292f"
-FAINT = "#e4e7eb"
+__all__ = [
+    "Interval",
+    "arms",
+    "gallery",
+    "hero",
+    "image_shape_of",
+    "lds_per_query",
+    "png",
+    "predicted_against_observed",
+]
 
 ARM_ORDER = ("chosen", "all", "random", "balanced")
 MAX_BARS = 8  # features shown for a row that is not a picture
 HERO_BYTES = 200_000
-
-# Mean, low, high; where no bounds are known (None or NaN), the mean is drawn alone.
-Interval = tuple[float, float | None, float | None]
 
 
 def lds_per_query(per_query: np.ndarray, *, mean: Interval, ceiling: float | None) -> Figure:
@@ -38,19 +53,19 @@ def lds_per_query(per_query: np.ndarray, *, mean: Interval, ceiling: float | Non
         mean: The mean over queries with its interval.
         ceiling: What a perfect prediction of the expected output would reach, if known.
     """
-    middle, low, high = _bounded(mean)
+    middle, low, high = bounded(mean)
     values = np.sort(_vector(per_query, "per_query"))
     values = values[np.isfinite(values)]
-    figure, axes = _figure(7.0, 3.4)
+    figure, axes = blank(7.0, 3.4)
     positions = np.arange(values.size)
     axes.vlines(positions, 0.0, values, color=CHOSEN, linewidth=_stem_width(values.size))
     axes.axhspan(low, high, color=CHOSEN, alpha=0.15, linewidth=0)
     axes.axhline(middle, color=CHOSEN, linewidth=1.2)
-    _note(axes, high, f"mean {middle:.2f} [{low:.2f}, {high:.2f}]", CHOSEN)
+    note(axes, high, f"mean {middle:.2f} [{low:.2f}, {high:.2f}]", CHOSEN)
     title = f"Scores rank retrained models at {middle:.2f}"
     if ceiling is not None and np.isfinite(ceiling):
         axes.axhline(ceiling, color=ATTENTION, linewidth=1.2, linestyle=(0, (4, 3)))
-        _note(axes, ceiling, f"noise ceiling {ceiling:.2f}", ATTENTION)
+        note(axes, ceiling, f"noise ceiling {ceiling:.2f}", ATTENTION)
         title += f"; noise allows {ceiling:.2f}"
     axes.axhline(0.0, color=INK, linewidth=0.8)
     axes.set_xlim(-1.0, max(values.size, 1))
@@ -59,7 +74,7 @@ def lds_per_query(per_query: np.ndarray, *, mean: Interval, ceiling: float | Non
     axes.set_xticks([])
     axes.set_xlabel(f"{values.size} queries, sorted")
     axes.set_ylabel("LDS (Spearman)")
-    _title(axes, title)
+    headline(axes, title)
     return figure
 
 
@@ -80,11 +95,11 @@ def predicted_against_observed(
         groups: [m] a name for each model (its subset size, say); drawn in shades.
         arms: (predicted, observed) of each verdict arm, in the same unit, drawn larger.
     """
-    figure, axes = _figure(4.6, 4.4)
+    figure, axes = blank(4.6, 4.4)
     _scatter(axes, predicted, observed, groups=groups, arms=arms or {})
     axes.set_xlabel(f"predicted mean {output}")
     axes.set_ylabel(f"mean {output} after retraining")
-    _title(axes, _scatter_title(predicted, observed, groups))
+    headline(axes, _scatter_title(predicted, observed, groups))
     return figure
 
 
@@ -95,9 +110,9 @@ def arms(results: Mapping[str, Interval], *, measure: str = "accuracy") -> Figur
         results: (mean, low, high) for each arm; 'chosen' is what the problem's solution keeps.
         measure: The name of the axis; 'accuracy' is drawn in percent.
     """
-    figure, axes = _figure(6.0, 0.9 + 0.5 * max(len(results), 1))
+    figure, axes = blank(6.0, 0.9 + 0.5 * max(len(results), 1))
     _arms(axes, results, measure)
-    _title(axes, _arms_title(results, measure))
+    headline(axes, _arms_title(results, measure))
     return figure
 
 
@@ -142,7 +157,7 @@ def gallery(
             _picture(axes, inputs[index], shape)
         else:
             _bars(axes, scores[index], feature_names)  # type: ignore[index]
-        axes.set_title(_plain(caption), fontsize=8, color=INK, pad=3)
+        axes.set_title(plain(caption), fontsize=8, color=INK, pad=3)
     return figure
 
 
@@ -180,14 +195,14 @@ def hero(
     panels: Any = figure.subfigures(1, 3, width_ratios=(1.1, 1.15, 1.0), wspace=0.03)
     left, middle, right = panels
     _hero_gallery(left, inputs, captions, shape, gallery_title)
-    axes = _dressed(middle.add_subplot())
+    axes = dressed(middle.add_subplot())
     _arms(axes, results, "accuracy")
-    _title(axes, _arms_title(results, "accuracy"), size=10)
-    axes = _dressed(right.add_subplot())
+    headline(axes, _arms_title(results, "accuracy"), size=10)
+    axes = dressed(right.add_subplot())
     _scatter(axes, predicted, observed, groups=groups, arms=points or {})
     axes.set_xlabel(f"predicted mean {output}")
     axes.set_ylabel(f"mean {output} after retraining")
-    _title(axes, _scatter_title(predicted, observed, groups), size=10)
+    headline(axes, _scatter_title(predicted, observed, groups), size=10)
     return figure
 
 
@@ -208,53 +223,6 @@ def image_shape_of(shape: Sequence[int]) -> tuple[int, ...] | None:
     return None
 
 
-def png(figure: Figure, *, dpi: int = 150) -> bytes:
-    """Render to PNG without metadata, so that the same figure gives the same bytes."""
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
-    return buffer.getvalue()
-
-
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, _dressed(figure.add_subplot())
-
-
-def _dressed(axes: Axes) -> Axes:
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        axes.spines[side].set_color(CONTROL)
-    axes.tick_params(colors=INK, labelsize=8.5, length=3)
-    axes.xaxis.label.set(color=INK, fontsize=9)
-    axes.yaxis.label.set(color=INK, fontsize=9)
-    return axes
-
-
-def _title(axes: Axes, text: str, *, size: float = 11) -> None:
-    axes.set_title(
-        _plain(text), loc="left", fontsize=size, color=INK, fontweight="bold", wrap=False, pad=8
-    )
-
-
-def _plain(text: str) -> str:
-    """Keep matplotlib from reading a dollar sign in a label as mathematics."""
-    return text.replace("$", r"\$")
-
-
-def _note(axes: Axes, height: float, text: str, color: str) -> None:
-    axes.annotate(
-        text,
-        (0.01, height),
-        xycoords=("axes fraction", "data"),
-        xytext=(0, 2),
-        textcoords="offset points",
-        fontsize=8.5,
-        color=color,
-        va="bottom",
-    )
-
-
 def _stem_width(n: int) -> float:
     return float(np.clip(260.0 / max(n, 1), 0.5, 6.0))
 
@@ -264,7 +232,7 @@ def _arms(axes: Axes, results: Mapping[str, Interval], measure: str) -> None:
     names = [name for name in ARM_ORDER if name in results]
     names += [name for name in results if name not in names]
     for row, name in enumerate(names):
-        mean, low, high = (scale * value for value in _bounded(results[name]))
+        mean, low, high = (scale * value for value in bounded(results[name]))
         color = CHOSEN if name == "chosen" else CONTROL
         axes.plot([low, high], [row, row], color=color, linewidth=3, solid_capstyle="butt")
         axes.plot([mean], [row], "o", color=color, markersize=8, markeredgecolor="white")
@@ -278,7 +246,7 @@ def _arms(axes: Axes, results: Mapping[str, Interval], measure: str) -> None:
             color=color,
             fontweight="bold" if name == "chosen" else "normal",
         )
-    axes.set_yticks(range(len(names)), [_plain(name) for name in names])
+    axes.set_yticks(range(len(names)), [plain(name) for name in names])
     axes.set_ylim(len(names) - 0.5, -0.7)
     axes.margins(x=0.12)
     axes.grid(axis="x", color=FAINT, linewidth=0.8)
@@ -290,8 +258,8 @@ def _arms(axes: Axes, results: Mapping[str, Interval], measure: str) -> None:
 def _arms_title(results: Mapping[str, Interval], measure: str) -> str:
     if "chosen" not in results or len(results) < 2:
         return f"{measure.capitalize()} of each arm"
-    floor = _bounded(results["chosen"])[1]
-    beaten = [arm for arm in results if arm != "chosen" and floor > _bounded(results[arm])[2]]
+    floor = bounded(results["chosen"])[1]
+    beaten = [arm for arm in results if arm != "chosen" and floor > bounded(results[arm])[2]]
     if len(beaten) == len(results) - 1:
         return "The chosen rows train a better model\nthan every control"
     if beaten:
@@ -328,7 +296,7 @@ def _scatter(
         right = place % 2 == 1
         axes.scatter([x], [y], s=60, color=color, edgecolors="white", zorder=3)
         axes.annotate(
-            _plain(name),
+            plain(name),
             (x, y),
             xytext=(7 if right else -7, -1),
             textcoords="offset points",
@@ -387,7 +355,7 @@ def _hero_gallery(
             _picture(axes, inputs[index], shape)
         else:
             _bars(axes, scores[index], None)  # type: ignore[index]
-        axes.set_title(_plain(captions[index]), fontsize=8, color=INK, pad=2)
+        axes.set_title(plain(captions[index]), fontsize=8, color=INK, pad=2)
 
 
 def _picture(axes: Axes, row: np.ndarray, shape: tuple[int, ...]) -> None:
@@ -410,11 +378,11 @@ def _picture(axes: Axes, row: np.ndarray, shape: tuple[int, ...]) -> None:
 
 
 def _bars(axes: Axes, scores: np.ndarray, names: Sequence[str] | None) -> None:
-    _dressed(axes)
+    dressed(axes)
     top = np.argsort(-np.abs(scores), kind="stable")[:MAX_BARS][::-1]
     colors = [ATTENTION if abs(value) > 2 else CONTROL for value in scores[top]]
     axes.barh(np.arange(top.size), scores[top], color=colors, height=0.7)
-    labels = [_plain(names[i])[:14] if names is not None else f"x{i}" for i in top]
+    labels = [plain(names[i])[:14] if names is not None else f"x{i}" for i in top]
     axes.set_yticks(np.arange(top.size), labels, fontsize=7)
     axes.axvline(0.0, color=INK, linewidth=0.6)
     axes.set_xlabel("standard deviations", fontsize=7)
@@ -428,12 +396,6 @@ def _standard_scores(rows: np.ndarray, background: np.ndarray | None) -> np.ndar
     )
     spread = base.std(axis=0)
     return (flat - base.mean(axis=0)) / np.where(spread > 0, spread, 1.0)
-
-
-def _bounded(interval: Interval) -> tuple[float, float, float]:
-    mean, low, high = interval
-    known = low is not None and high is not None and np.isfinite([low, high]).all()
-    return (float(mean), float(low), float(high)) if known else (float(mean),) * 3  # type: ignore
 
 
 def _vector(values: np.ndarray, name: str) -> np.ndarray:

@@ -14,10 +14,12 @@ from store.workspace import Workspace
 from tasks import train as training
 from tasks.bank import open_bank
 from tasks.blueprint import Blueprint
-from tasks.featurize import load_weights
+from tasks.featurize import feature_seconds, load_weights
 from tasks.job import blueprint
+from tasks.outbox import pictures
 from tasks.preflight import open_job, preflight
 from tasks.progress import StageProgress, listening
+from tasks.reporting.report import read_findings, summary_text
 from tests.tasks.pipeline import TINY, run_stages
 
 
@@ -251,3 +253,33 @@ def test_the_last_snapshot_of_a_run_is_its_checkpoint(tmp_path: Path) -> None:
     first = (plan.weights(plan.spec.attribution_named("trak")) or ())[0]
     for name, value in load_weights(plan, last).items():
         assert load_weights(plan, first)[name].equal(value)
+
+
+def test_several_attributions_make_one_bake_off_in_equal_seconds(tmp_path: Path) -> None:
+    cosines = '\n[[attribution]]\nname = "cosines"\nmethod = "gradcos"\n'
+    twin = cosines.replace("cosines", "kernel").replace("gradcos", "trak")
+    twin += 'curvature = "after-kernel"\nprojection = { kind = "sparse", dim = 64 }\n'
+    spec = edited(tmp_path, ("\n[[problem]]", f"{cosines}{twin}\n[[problem]]"))
+    plan = blueprint(run_stages(spec, tmp_path / "ws"))
+    figure = pictures(plan)["bake-off"]
+    names = {text.get_text().split("  ")[0] for text in figure.axes[0].texts}
+    assert {"trak", "cosines", "kernel"} <= names
+    # Sketches are made once and count for both methods that use them.
+    features = feature_seconds(plan, plan.spec.attribution_named("trak"))
+    assert features == feature_seconds(plan, plan.spec.attribution_named("kernel")) > 0
+    for name in ("trak", "kernel"):
+        seconds = scalar(plan, f"SELECT seconds FROM attributions WHERE name = '{name}'")
+        assert seconds > features
+
+
+def test_one_set_of_scores_is_judged_on_each_share_of_a_bank_with_three(tmp_path: Path) -> None:
+    shares = ("alpha = [0.5, 0.8]", "alpha = [0.25, 0.5, 0.75]")
+    spec = edited(tmp_path, ("models = 24", "models = 48"), shares)
+    plan = blueprint(run_stages(spec, tmp_path / "ws"))
+    findings = read_findings(plan.workspace.published)
+    (method,) = findings.methods
+    assert [found.alpha for found in method.fidelity] == [None, 0.25, 0.5, 0.75]
+    parts = [found.lds.mean for found in method.fidelity]
+    assert parts[0] == pytest.approx(np.mean(parts[1:]))
+    table = summary_text(findings)
+    assert all(f" {share} " in table for share in ("25%", "50%", "75%"))
