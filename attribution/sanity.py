@@ -184,6 +184,6 @@ def randomised_weights(
         expected=0.0,
         sentence=(
             f"With random weights the scores {said} LDS: {random:.2f} instead of {trained:.2f}, "
-            f"a loss of {lost:.2f} [{low:.2f}, {high:.2f}]."
+            f"lower by {lost:.2f} [{low:.2f}, {high:.2f}]."
         ),
     )

@@ -1,0 +1,134 @@
+"""Removal curves on clean digits: does what scores point at carry the predictions?
+
+The perceptron and recipe of `benchmarks.lds_digits`. For each of some queries the k most helpful
+and most harmful rows by TRAK, by gradient cosines and by random scores are removed and the network
+is retrained; the change of the margin is read against random removal of k rows. Then: how many
+rows carry a prediction, how LDS carries over to other subset shares, what a bank of other sizes
+would cost and say, and whether the scores need trained weights.
+
+    python -m benchmarks.removal_digits [--queries 20] [--epochs 30]
+"""
+
+import argparse
+import time
+from dataclasses import asdict, replace
+
+import numpy as np
+
+from attribution import attribute, lds
+from attribution.api import Scores
+from attribution.bank import RetrainBank, draw_masks, train_bank
+from attribution.models import fresh
+from attribution.power import cheapest_bank, lds_pilot, lds_power
+from attribution.removal import removal_curve, smallest_flip
+from attribution.retraining import Retraining
+from attribution.sanity import randomised_weights
+from attribution.streams import Purpose, stream
+from attribution.training import Recipe, train_models
+from benchmarks.lds_digits import N_TRAIN, RECIPE, Pair, model, problem
+from schemas.errors import InfeasibleProblem
+
+SIZES = (10, 40, 160)
+SHARES = (0.25, 0.5, 0.75)
+CHECKPOINTS = 5
+
+
+def scores_of(
+    method: str, states: list[dict[str, object]], train: Pair, queries: Pair
+) -> np.ndarray:
+    """Scores of a method, or of none: random numbers."""
+    if method == "random":
+        rng = stream(0, Purpose.ARMS)
+        return Scores(rng.standard_normal((len(queries[0]), N_TRAIN)), {"output": "margin"})
+    options = {"damping": 1.0} if method in ("trak", "ekfac") else {}
+    return attribute(method, model(), states, train=train, queries=queries, **options)
+
+
+def bank_of(shares: tuple[float, ...], recipe: Recipe, train: Pair, queries: Pair) -> RetrainBank:
+    """Forty subsets of each share, two seeds each."""
+    masks, seeds, alpha = draw_masks(N_TRAIN, 80 * len(shares), shares, 2, 1)
+    return train_bank(
+        model, train, queries=queries, masks=masks, seeds=seeds, training=recipe, alpha=alpha
+    )
+
+
+def print_removal(methods: dict[str, np.ndarray], retraining: Retraining) -> None:
+    """Change of the mean margin against random removal, and the fewest rows that flip."""
+    print("\nchange of the margin against random removal of k rows, mean [95 % interval]")
+    for name, scores in methods.items():
+        started = time.perf_counter()
+        curve = removal_curve(scores, retraining, sizes=SIZES)
+        seconds = time.perf_counter() - started
+        for k, helpful, harmful in zip(SIZES, curve.helpful, curve.harmful, strict=True):
+            cells = [
+                f"{each.mean:+6.2f} [{each.interval[0]:+.2f}, {each.interval[1]:+.2f}]"
+                for each in (helpful, harmful)
+            ]
+            print(f"{name:8} k = {k:3}  helpful {cells[0]}  harmful {cells[1]}")
+        print(f"{'':8} {len(curve.bank)} retrainings, {seconds:.0f} s")
+    print("\nrightly predicted queries that flip when at most k helpful rows are removed")
+    for name, scores in methods.items():
+        flip = smallest_flip(scores, retraining, sizes=SIZES)
+        shares = ", ".join(f"{flip.share(k):.0%} at {k}" for k in SIZES)
+        print(f"{name:8} {shares}; {flip.random_share:.0%} by {flip.largest} random rows")
+
+
+def print_transfer(methods: dict[str, np.ndarray], bank: RetrainBank) -> None:
+    """LDS of the same scores on each subset share."""
+    print("\nLDS [95 % interval] / ceiling on subsets of each share")
+    print(f"{'':8}" + "".join(f"{share:>31.0%}" for share in SHARES))
+    for name, scores in methods.items():
+        cells = [
+            f"{part.mean:.3f} [{part.interval[0]:.3f}, {part.interval[1]:.3f}] / {part.ceiling:.2f}"
+            for part in lds(scores, bank).by_alpha.values()
+        ]
+        print(f"{name:8}" + "".join(f"{cell:>31}" for cell in cells))
+
+
+def print_power(scores: np.ndarray, bank: RetrainBank) -> None:
+    """What banks of other sizes would say, from this one as a pilot."""
+    pilot = asdict(lds_pilot(bank, scores))
+    print("\npilot: " + ", ".join(f"{name} {value:.3f}" for name, value in pilot.items()))
+    for masks, seeds in ((30, 2), (60, 2), (60, 3), (120, 2)):
+        half = lds_power(masks, seeds, bank.n_query, **pilot)
+        print(f"{masks} masks x {seeds} seeds: +-{half:.3f} on LDS")
+    for half in (0.06, 0.05, 0.04):
+        try:
+            masks, seeds = cheapest_bank(half, 200, **pilot)
+            print(f"+-{half} with 200 queries: {masks} masks x {seeds} seeds")
+        except InfeasibleProblem as error:
+            print(error)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--queries", type=int, default=20)
+    parser.add_argument("--epochs", type=int, default=RECIPE.epochs)
+    arguments = parser.parse_args()
+    recipe = replace(RECIPE, epochs=arguments.epochs)
+    train, (inputs, labels) = problem()
+    queries = inputs[: arguments.queries], labels[: arguments.queries]
+    whole = np.ones((CHECKPOINTS, N_TRAIN), dtype=bool)
+    seeds = [int(stream(0, Purpose.INIT, c).integers(2**62)) for c in range(CHECKPOINTS)]
+    trained = train_models(model, train, masks=whole, seeds=seeds, training=recipe)
+    states = [dict(trained.state(c)) for c in range(CHECKPOINTS)]
+    names = ("trak", "gradcos", "random")
+    methods = {name: scores_of(name, states, train, queries) for name in names}
+    retraining = Retraining(model=model, train=train, queries=queries, training=recipe)
+    print_removal(methods, retraining)
+    everyone = inputs, labels
+    methods = {name: scores_of(name, states, train, everyone) for name in names}
+    bank = bank_of(SHARES, recipe, train, everyone)
+    print_transfer(methods, bank)
+    half = bank.subset(np.asarray(bank.alpha) == 0.5)
+    print_power(methods["trak"], half)
+    print()
+    random = [fresh(model, 100 + c).state_dict() for c in range(CHECKPOINTS)]
+    for name in ("trak", "ekfac", "graddot", "gradcos"):
+        ours, theirs = (scores_of(name, each, train, everyone) for each in (states, random))
+        print(f"{name:8} {randomised_weights(ours, theirs, half).sentence}")
+
+
+if __name__ == "__main__":
+    main()
