@@ -19,7 +19,7 @@ import numpy.typing as npt
 from scipy import stats
 
 from attribution.evaluate import Bank, checked_scores
-from attribution.statistics import anova_reliability, group_means, spearman_columns
+from attribution.statistics import anova_reliability, group_means, ratio, spearman_columns
 from attribution.subsets import FEWEST_MASKS, alpha_rows, mask_groups, subset_sums
 from schemas.errors import InfeasibleProblem, ShapeError
 
@@ -64,7 +64,7 @@ def lds_power(
     The defaults are those of a perceptron on digits; numbers of a pilot are better (`lds_pilot`).
 
     Args:
-        n_masks: Distinct subsets, four or more.
+        n_masks: Distinct subsets, four or more; of all shares together, where there are several.
         n_seeds: Models trained on each.
         n_query: Queries.
         lds: What the scores would reach against outputs without seed noise, as
@@ -197,9 +197,10 @@ def _of_share(
     reliability = float(np.mean(of_mean / (seeds - (seeds - 1) * of_mean)))
     observed = group_means(outputs, group)
     if tau is None:
-        between = np.atleast_2d(np.corrcoef(observed.T))
+        centred = observed - observed.mean(axis=0)
+        unit = ratio(centred, np.broadcast_to(np.linalg.norm(centred, axis=0), centred.shape))
         chance = 1 / (len(first) - 1)
-        shared = (_mean_of_pairs(np.nan_to_num(between) ** 2) - chance) / (1 - chance)
+        shared = (_mean_of_pairs((unit.T @ unit) ** 2) - chance) / (1 - chance)
         return LdsPilot(
             lds=LDS,
             reliability=reliability,

@@ -77,6 +77,14 @@ def test_the_errors_of_queries_correlate_by_the_square_of_what_their_outputs_do(
     assert lds_pilot(bank).query_correlation == pytest.approx(0.49, abs=0.08)
 
 
+def test_outputs_that_never_vary_make_no_pilot_fail() -> None:
+    tau = np.random.default_rng(3).standard_normal((5, 40))
+    bank = bank_of(tau, 30, 2, noise=1.0)
+    bank.outputs[:, 2] = 1.5
+    for pilot in (lds_pilot(bank), lds_pilot(bank, tau)):
+        assert math.isfinite(lds_power(60, 2, 5, query_correlation=pilot.query_correlation))
+
+
 def test_a_pilot_without_a_second_seed_is_refused() -> None:
     tau = np.random.default_rng(2).standard_normal((3, 20))
     with pytest.raises(ShapeError, match="some of them twice"):
