@@ -6,6 +6,11 @@ is retrained; the change of the margin is read against random removal of k rows.
 rows carry a prediction, how LDS carries over to other subset shares, what a bank of other sizes
 would cost and say, and whether the scores need trained weights.
 
+With 10 queries, 3 seeds a set: without the 10 most helpful rows by TRAK margins fell by 2.3 more
+[1.6, 3.0] than without 10 random ones, by cosines 0.8 [0.1, 1.6], by random scores 0.2 [-0.2, 0.5];
+160 rows by cosines are a whole class, and every prediction flips. LDS of TRAK at 25, 50 and 75 %:
+0.62, 0.66, 0.61 of ceilings 0.91, 0.86, 0.76.
+
     python -m benchmarks.removal_digits [--queries 20] [--epochs 30]
 """
 
