@@ -167,7 +167,9 @@ def smallest_flip(
         TrainingDiverged: A loss became NaN or infinite.
     """
     if retraining.kind is not Task.CLASSIFICATION:
-        raise ShapeError("a regression predicts no class that could flip; use removal_curve")
+        raise ShapeError(
+            f"the task is {retraining.kind}, with no class that could flip; use removal_curve"
+        )
     counts = _checked_sizes(sizes, retraining.n_train)
     order = top_rows(scores, retraining, helpful=True)
     n_query = retraining.n_query

@@ -18,7 +18,7 @@ from attribution.outputs import (
     FALLING,
     OutputLike,
     Task,
-    evaluate,
+    of_examples,
     output_name,
     task_of,
     task_output,
@@ -41,7 +41,7 @@ class Retraining:
         train: Inputs [n, ...] and targets [n].
         queries: Inputs [n_query, ...] and targets [n_query].
         training: The recipe.
-        output: What is kept of each query; by default margin, or prediction for a regression.
+        output: What is kept of each query; by default the task's own, such as margin.
         seeds: Models trained on each subset.
         seed: Key of all training seeds.
         task: By default what the targets' type says.
@@ -141,15 +141,18 @@ class Retraining:
         )
         shape = (len(masks), self.seeds, self.n_query)
         return Retrained(
-            outputs=values.reshape(shape), logits=logits.reshape(*shape, -1), bank=bank
+            outputs=values.reshape(shape),
+            logits=logits.reshape(*shape, *logits.shape[2:]),
+            bank=bank,
         )
 
     def outputs_of(self, logits: npt.NDArray[np.floating]) -> FloatArray:
-        """The output of each query from logits [M, n_query, K], float64 [M, n_query]."""
+        """The output of each query from logits [M, n_query, ..., K], float64 [M, n_query]."""
         targets = torch.as_tensor(self.queries[1]).cpu()
-        targets = targets.float() if self.kind is Task.REGRESSION else targets.long()
+        targets = targets.float().flatten() if self.kind is Task.REGRESSION else targets.long()
         flat = torch.from_numpy(np.ascontiguousarray(logits)).flatten(0, 1)
-        values = evaluate(self.kept, flat, targets.flatten().repeat(len(logits)))
+        repeated = targets.repeat(len(logits), *[1] * (targets.ndim - 1))
+        values = of_examples(self.kept, flat, repeated)
         return values.view(len(logits), -1).double().numpy()
 
 
@@ -159,7 +162,7 @@ class Retrained:
 
     Attributes:
         outputs: Float64 [n_subsets, seeds, n_query].
-        logits: Float32 [n_subsets, seeds, n_query, K].
+        logits: Float32 [n_subsets, seeds, n_query, K], or [..., T, K] of documents.
         bank: The same models as rows of a bank, for whoever keeps them.
     """
 
