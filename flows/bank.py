@@ -53,6 +53,8 @@ def _sentences(status: dict[str, Any]) -> list[str]:
         f"evaluates on {resolves['masks']} subsets × {resolves['seeds']} seeds, "
         f"{resolves['queries']} queries"
     )
+    if resolves["half_width"] is not None:
+        lines[-1] += f": an LDS will be known to about ±{resolves['half_width']:.2g}"
     for each in resolves["ceilings"]:
         if each["ceiling"] is not None:
             sizes = "all sizes" if each["alpha"] is None else f"{each['alpha']:.0%} of the rows"

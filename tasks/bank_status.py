@@ -1,10 +1,14 @@
 """What a bank holds, what it cost and what it can resolve; read from manifests, nothing is made."""
 
+from contextlib import suppress
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from schemas.errors import ShapeError
+from tasks.bank import open_bank
 from tasks.bank_extension import Rows, strangers
 from tasks.blueprint import Blueprint
 from tasks.retrainings import ids_of
@@ -87,12 +91,32 @@ def _resolves(plan: Blueprint) -> dict[str, Any]:
     bank = plan.bank
     rows = bank.rows("evaluate")
     masks = len(np.unique(bank.masks[rows], axis=0))
+    seeds, queries = len(rows) // masks, len(plan.sets.ids(plan.sets.tuning))
     return {
         "masks": masks,
-        "seeds": len(rows) // masks,
-        "queries": len(plan.sets.ids(plan.sets.tuning)),
+        "seeds": seeds,
+        "queries": queries,
+        "half_width": _half_width(plan, masks, seeds, queries),
         "ceilings": _ceilings(plan),
     }
+
+
+def _half_width(plan: Blueprint, masks: int, seeds: int, queries: int) -> float | None:
+    """Half of the 95 % interval that an LDS will have; None for too few subsets.
+
+    Seed noise and what queries share are measured on the calibrating half where it is sealed.
+    """
+    from attribution.power import lds_pilot, lds_power
+
+    supposed: dict[str, float] = {}
+    if not len(plan.missing()) and plan.spec.attribution:
+        output = plan.output(plan.spec.attribution[0])
+        ids = plan.sets.ids(plan.sets.tuning)
+        with suppress(ShapeError):  # a bank too small for a pilot
+            supposed = asdict(lds_pilot(open_bank(plan, "calibrate", ids, output)))
+    with suppress(ShapeError):
+        return lds_power(masks, seeds, queries, **supposed)
+    return None
 
 
 def _ceilings(plan: Blueprint) -> list[dict[str, Any]]:

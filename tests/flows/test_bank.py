@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from attribution.power import lds_power
 from flows.server import recorded_server
 from store.artifacts import Artifacts
 from store.workspace import Workspace
@@ -72,6 +73,8 @@ def test_the_status_for_scripts_has_these_keys(winnow: Winnow, spec: Path) -> No
         ["kind", "origin", "alpha", "masks", "seeds", "models", "sealed", "missing"]
     ]
     assert list(found["cost"]) == ["models", "seconds", "models_per_second"]
+    half_width = found["resolves"].pop("half_width")
+    assert half_width == pytest.approx(lds_power(6, 2, 38))
     assert found["resolves"] == {"masks": 6, "seeds": 2, "queries": 38, "ceilings": []}
     shown = winnow("bank", "status", spec)
     assert "evaluates on 6 subsets × 2 seeds, 38 queries" in shown.stdout

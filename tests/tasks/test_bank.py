@@ -369,6 +369,7 @@ def test_the_status_counts_models_by_kind_origin_and_size(tmp_path: Path) -> Non
     assert sum(e["models"] for e in found["rows"] if e["kind"] == "verdict") == 9
     assert found["cost"]["models"] == 33
     assert found["resolves"]["masks"] == 6
+    assert 0 < found["resolves"]["half_width"] < 1
     assert len(found["resolves"]["ceilings"]) == 3
 
 
