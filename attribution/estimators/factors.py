@@ -1,4 +1,6 @@
-"""The Fisher information of a model in Kronecker factors, one block a layer, at one checkpoint.
+"""The Fisher information of a model in Kronecker factors, one block a layer.
+
+At one checkpoint, or as a mean over several.
 
 For a layer with inputs a_t and output gradients delta_t at positions t, G = sum_t delta_t a_t^T:
 A = E sum_t a_t a_t^T with the bias as a column of ones in a, B = E sum_t delta_t delta_t^T / T.
@@ -48,6 +50,14 @@ class Block(Protocol):
 
     def rotate(self, blocks: GradientBlocks) -> Tensor:
         """A batch of gradients in the eigenbases, [B, size]."""
+        ...
+
+    def turn(self, vectors: Tensor) -> Tensor:
+        """The same of flat vectors [b, p]; entries that no row has a gradient in give 0."""
+        ...
+
+    def turn_back(self, rotated: Tensor, out: Tensor) -> None:
+        """Write rotated vectors [b, size] to their places in flat ones [b, p]."""
         ...
 
 
@@ -100,6 +110,27 @@ class OuterBlock:
         found = blocks.project(self.layer, left, right, bias)
         return zero if found is None else found.flatten(1)
 
+    def turn(self, vectors: Tensor) -> Tensor:  # noqa: D102
+        if self._rows is None or self._columns is None:
+            return vectors.new_zeros(len(vectors), self.size)
+        layer, columns = self.layer, self._columns.to(vectors)
+        flat = vectors[:, layer.offset : layer.offset + layer.rows * layer.columns]
+        matrix = flat.reshape(len(vectors), layer.rows, layer.columns)
+        if layer.bias_offset is not None:
+            bias = vectors[:, layer.bias_offset : layer.bias_offset + layer.rows]
+            matrix = torch.cat([matrix, bias.unsqueeze(2)], dim=2)
+        return (self._rows.to(vectors).T @ matrix @ columns).flatten(1)
+
+    def turn_back(self, rotated: Tensor, out: Tensor) -> None:  # noqa: D102
+        if self._rows is None or self._columns is None:
+            return
+        layer, columns = self.layer, self._columns.to(rotated)
+        matrix = self._rows.to(rotated) @ rotated.reshape(len(rotated), layer.rows, -1) @ columns.T
+        if layer.bias_offset is not None:
+            out[:, layer.bias_offset : layer.bias_offset + layer.rows] = matrix[:, :, -1]
+            matrix = matrix[:, :, :-1]
+        out[:, layer.offset : layer.offset + layer.rows * layer.columns] = matrix.flatten(1)
+
 
 class TableBlock:
     """Embedding: a row for each token, whose gradients share the factor of the columns."""
@@ -132,12 +163,30 @@ class TableBlock:
         found = blocks.project(self.layer, None, self._columns.to(zero), None)
         return zero if found is None else found.flatten(1)
 
+    def turn(self, vectors: Tensor) -> Tensor:  # noqa: D102
+        if self._columns is None:
+            return vectors.new_zeros(len(vectors), self.size)
+        flat = vectors[:, self.layer.offset : self.layer.offset + self.size]
+        return (flat.unflatten(1, (self.layer.rows, -1)) @ self._columns.to(vectors)).flatten(1)
+
+    def turn_back(self, rotated: Tensor, out: Tensor) -> None:  # noqa: D102
+        if self._columns is None:
+            return
+        table = rotated.unflatten(1, (self.layer.rows, -1)) @ self._columns.to(rotated).T
+        out[:, self.layer.offset : self.layer.offset + self.size] = table.flatten(1)
+
 
 class SmallBlock:
-    """Parameters with one dense matrix E[g g^T] (few of them) or its diagonal (many)."""
+    """Parameters with one dense matrix E[g g^T] (few of them) or its diagonal (many).
 
-    def __init__(self, names: tuple[str, ...], size: int) -> None:
-        self.names, self.size = names, size
+    Args:
+        names: Of the parameters.
+        columns: Where each lies in the flat gradient.
+    """
+
+    def __init__(self, names: tuple[str, ...], columns: tuple[slice, ...]) -> None:
+        self.names, self._columns = names, columns
+        size = self.size = sum(part.stop - part.start for part in columns)
         self.dense = size <= DENSE_LIMIT
         self._b: Any = 0.0
         self._basis: Tensor | None = None
@@ -160,6 +209,16 @@ class SmallBlock:
         flat = self._plain(blocks)
         return flat if self._basis is None else flat @ self._basis.to(flat)
 
+    def turn(self, vectors: Tensor) -> Tensor:  # noqa: D102
+        flat = torch.cat([vectors[:, part] for part in self._columns], dim=1)
+        return flat if self._basis is None else flat @ self._basis.to(flat)
+
+    def turn_back(self, rotated: Tensor, out: Tensor) -> None:  # noqa: D102
+        flat = rotated if self._basis is None else rotated @ self._basis.to(rotated).T
+        parts = flat.split([part.stop - part.start for part in self._columns], dim=1)
+        for columns, part in zip(self._columns, parts, strict=True):
+            out[:, columns] = part
+
     def _plain(self, blocks: GradientBlocks) -> Tensor:
         parts = [part for name in self.names for _, part in blocks.parameter(name)]
         return torch.cat(parts, dim=1)
@@ -167,7 +226,7 @@ class SmallBlock:
 
 @dataclass(frozen=True, kw_only=True)
 class Factors:
-    """The Fisher information of one checkpoint, per training row.
+    """The Fisher information per training row.
 
     Attributes:
         blocks: In a fixed order; the rotated gradient is their parts joined.
@@ -183,6 +242,18 @@ class Factors:
         """A batch of gradients in the eigenbases, [B, p]."""
         return torch.cat([block.rotate(blocks) for block in self.blocks], dim=1)
 
+    def turn(self, vectors: Tensor) -> Tensor:
+        """Flat vectors [b, p] in the eigenbases."""
+        return torch.cat([block.turn(vectors) for block in self.blocks], dim=1)
+
+    def turn_back(self, rotated: Tensor) -> Tensor:
+        """The inverse of `turn`."""
+        out = torch.zeros_like(rotated)
+        parts = rotated.split([block.size for block in self.blocks], dim=1)
+        for block, part in zip(self.blocks, parts, strict=True):
+            block.turn_back(part, out)
+        return out
+
     def unit(self, eigenvalues: Tensor, per_layer: bool) -> Tensor:
         """The mean eigenvalue that damping counts in, for each parameter [p]."""
         if not per_layer:
@@ -196,11 +267,22 @@ def fit_factors(
     state: Mapping[str, Any] | None,
     rows: Rows,
     *,
+    checkpoint: int,
+    **options: Any,
+) -> Factors:
+    """`fit_mean_factors` of one checkpoint."""
+    return fit_mean_factors(model, {checkpoint: state}, rows, **options)
+
+
+def fit_mean_factors(
+    model: nn.Module,
+    states: Mapping[int, Mapping[str, Any] | None],
+    rows: Rows,
+    *,
     task: str,
     labels: str,
     samples: int,
     seed: int,
-    checkpoint: int,
     device: str,
     batch_size: int,
     dtype: torch.dtype,
@@ -208,33 +290,39 @@ def fit_factors(
     """Two passes over the training rows: one for the bases, one for EK-FAC's eigenvalues.
 
     Both see the same labels (with others the eigenvalues would not be those of this Fisher
-    matrix). Arguments are those of `LabelPasses` and of `PerExampleGradients`.
+    matrix). Arguments are those of `LabelPasses` and of `PerExampleGradients`; factors and
+    eigenvalues are means over the states, which are given by the checkpoints' indices.
 
     Raises:
         DataError: A factor is NaN or infinite.
     """
-    passes = LabelPasses(
-        task, labels=labels, samples=samples, n_rows=len(rows), seed=seed, checkpoint=checkpoint
-    )
-    owner = PerExampleGradients(model, state, output=passes.output, device=device, dtype=dtype)
+    sources = []
+    for checkpoint, state in states.items():
+        passes = LabelPasses(
+            task, labels=labels, samples=samples, n_rows=len(rows), seed=seed, checkpoint=checkpoint
+        )
+        owner = PerExampleGradients(model, state, output=passes.output, device=device, dtype=dtype)
+        sources.append((passes, owner))
 
     def batches() -> Iterator[GradientBlocks]:
-        for positions, inputs, targets in rows.batches(batch_size):
-            for drawn in passes.each(positions, targets):
-                batch = owner.run(inputs, drawn)
-                passes.n_outputs = batch.logits.shape[-1]
-                yield batch.blocks()
+        for passes, owner in sources:
+            for positions, inputs, targets in rows.batches(batch_size):
+                for drawn in passes.each(positions, targets):
+                    batch = owner.run(inputs, drawn)
+                    passes.n_outputs = batch.logits.shape[-1]
+                    yield batch.blocks()
 
     found: tuple[Block, ...] = ()
+    n_rows = len(rows) * len(sources)
     for blocks in batches():
         found = found or _blocks_of(blocks)
         for block in found:
             block.gather(blocks)
-    factored = [block.settle(len(rows), passes.count).to(device) for block in found]
+    factored = [block.settle(n_rows, sources[0][0].count).to(device) for block in found]
     corrected = torch.zeros(sum(block.size for block in found), dtype=torch.float64, device=device)
     made = Factors(blocks=found, factored=torch.cat(factored), corrected=corrected)
     for blocks in batches():
-        corrected += made.rotate(blocks).double().square().sum(0) / len(rows)
+        corrected += made.rotate(blocks).double().square().sum(0) / n_rows
     _refuse_overflow(corrected)
     return made
 
@@ -263,15 +351,17 @@ def _blocks_of(blocks: GradientBlocks) -> tuple[Block, ...]:
         table = rules == {Rule.LOOKUP}
         found.append(TableBlock(layer) if table else OuterBlock(layer))
         covered |= {layer.name} | ({layer.bias_name} if layer.bias_name else set())
-    sizes = {
-        name: shape.numel()
-        for name, shape in zip(blocks.layout.names, blocks.layout.shapes, strict=True)
+    places = zip(blocks.layout.names, blocks.layout.offsets, blocks.layout.shapes, strict=True)
+    columns = {
+        name: slice(offset, offset + shape.numel())
+        for name, offset, shape in places
         if name not in covered
     }
     modules: dict[str, list[str]] = {}
-    for name in sizes:
+    for name in columns:
         modules.setdefault(name.rpartition(".")[0], []).append(name)
     small = (
-        SmallBlock(tuple(names), sum(sizes[name] for name in names)) for names in modules.values()
+        SmallBlock(tuple(names), tuple(columns[name] for name in names))
+        for names in modules.values()
     )
     return (*found, *small)

@@ -1,10 +1,11 @@
 """Products of per-example gradients with vectors, streamed over rows.
 
 G [n, p] holds the gradient of one output for each row at one checkpoint. G v, G^T w and some of
-its rows are formed block by block; G itself never exists. Vectors are rows: [b, p].
+its rows are formed block by block; G itself never exists. Vectors are rows: [b, p]. A layer is a
+module that owns parameters.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from enum import StrEnum
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from attribution.estimators.features import batch_rows
 from attribution.gradients import Layout, PerExampleGradients, layout_of
 from attribution.outputs import OutputLike
-from attribution.rows import Rows
+from attribution.rows import Inputs, Rows
 from schemas.errors import DataError, ShapeError
 
 
@@ -24,6 +25,10 @@ class Normalise(StrEnum):
     NONE = "none"
     WHOLE = "whole"
     LAYER = "layer"
+
+
+# What becomes of a block of gradients: (its columns among the p, [B, columns]) to [B, columns].
+Change = Callable[[slice, Tensor], Tensor]
 
 
 class RowGradients:
@@ -38,9 +43,12 @@ class RowGradients:
         dtype: Of gradients and products.
         batch_size: Rows at a time, or "auto".
         pull: Added to every row's gradient (a row's share of weight decay), [p], or None.
+        change: Entry by entry, what is used in each gradient's place; or None.
 
     Attributes:
         layout: Where each parameter lies.
+        layers: Names of the layers, in order.
+        layer_sizes: Their parameters.
     """
 
     def __init__(
@@ -54,9 +62,16 @@ class RowGradients:
         dtype: torch.dtype,
         batch_size: int | str = "auto",
         pull: Tensor | None = None,
+        change: Change | None = None,
     ) -> None:
         self.layout: Layout = layout_of(model)
-        self._rows, self._pull = rows, pull
+        owners = [name.rpartition(".")[0] for name in self.layout.names]
+        self.layers = tuple(dict.fromkeys(owners))
+        self._layer_of = [self.layers.index(owner) for owner in owners]
+        self.layer_sizes = [0] * len(self.layers)
+        for layer, shape in zip(self._layer_of, self.layout.shapes, strict=True):
+            self.layer_sizes[layer] += shape.numel()
+        self._rows, self._pull, self._change = rows, pull, change
         self._batch = batch_rows(batch_size, self.layout.size)
         self._owner = PerExampleGradients(model, state, output=output, device=device, dtype=dtype)
         self._like = torch.empty(0, device=device, dtype=dtype)
@@ -74,8 +89,8 @@ class RowGradients:
         out = self._like.new_empty(stop - start, self.size)
         for first in range(start, stop, self._batch):
             last = min(first + self._batch, stop)
-            for offset, block in self._owner.run(*self._rows.batch(first, last)).blocks():
-                out[first - start : last - start, offset : offset + block.shape[1]] = block
+            for _, columns, block in self._blocks(*self._rows.batch(first, last)):
+                out[first - start : last - start, columns] = block
         if self._pull is not None:
             out += self._pull
         return _finite(out, self._rows.name, start)
@@ -86,18 +101,27 @@ class RowGradients:
         out = self._like.new_zeros(len(weights), self.size)
         for positions, inputs, targets in self._rows.batches(self._batch):
             chosen = weights[:, positions]
-            for offset, block in self._owner.run(inputs, targets).blocks():
-                out[:, offset : offset + block.shape[1]] += chosen @ block
+            for _, columns, block in self._blocks(inputs, targets):
+                out[:, columns] += chosen @ block
         if self._pull is not None:
             out += weights.sum(1, keepdim=True) * self._pull
+        return _finite(out, "sum", 0)
+
+    def combine_by_layer(self, weights: Tensor) -> Tensor:
+        """Sums with weights of their own for each layer: [layers, b, n] to [b, p]."""
+        weights = weights.to(self._like)
+        out = self._like.new_zeros(weights.shape[1], self.size)
+        for positions, inputs, targets in self._rows.batches(self._batch):
+            for layer, columns, block in self._blocks(inputs, targets):
+                out[:, columns] += weights[layer][:, positions] @ block
         return _finite(out, "sum", 0)
 
     def project(self, vectors: Tensor) -> Tensor:
         """Inner products of each row's gradient with vectors [b, p], as [n, b]."""
         out = self._like.new_zeros(len(self), len(vectors))
         for positions, inputs, targets in self._rows.batches(self._batch):
-            for offset, block in self._owner.run(inputs, targets).blocks():
-                out[positions] += block @ vectors[:, offset : offset + block.shape[1]].T
+            for _, columns, block in self._blocks(inputs, targets):
+                out[positions] += block @ vectors[:, columns].T
         if self._pull is not None:
             out += vectors @ self._pull
         return out
@@ -112,27 +136,71 @@ class RowGradients:
         """
         if normalise not in (Normalise.WHOLE, Normalise.LAYER):
             raise ShapeError(f"unknown normalisation {normalise!r}; say 'whole' or 'layer'")
-        own = [name.rpartition(".")[0] for name in self.layout.names]
-        parts = own if normalise == Normalise.LAYER else [""] * len(own)
-        part_at = dict(zip(self.layout.offsets, parts, strict=True))
-        lengths: dict[str, Tensor] = {}
-        for part, offset, shape in zip(parts, self.layout.offsets, self.layout.shapes, strict=True):
-            square = (vectors[:, offset : offset + shape.numel()] ** 2).sum(1)
-            lengths[part] = lengths.get(part, 0.0) + square
+        lengths = self.layer_squares(vectors)
+        if normalise == Normalise.WHOLE:
+            lengths = lengths.sum(0, keepdim=True)
         out = self._like.new_zeros(len(self), len(vectors))
         for positions, inputs, targets in self._rows.batches(self._batch):
-            dots: dict[str, Tensor] = {}
-            squares: dict[str, Tensor] = {}
-            part = ""
-            for offset, block in self._owner.run(inputs, targets).blocks():
-                part = part_at.get(offset, part)  # blocks after a parameter's first carry on
-                side = vectors[:, offset : offset + block.shape[1]]
-                dots[part] = dots.get(part, 0.0) + block @ side.T
-                squares[part] = squares.get(part, 0.0) + (block**2).sum(1)
-            for part, dot in dots.items():
-                scale = torch.outer(squares[part].sqrt(), lengths[part].sqrt())
+            dots, squares = self._batch_by_layer(inputs, targets, vectors)
+            if normalise == Normalise.WHOLE:
+                dots, squares = dots.sum(0, keepdim=True), squares.sum(0, keepdim=True)
+            for dot, square, length in zip(dots, squares, lengths, strict=True):
+                scale = torch.outer(square.sqrt(), length.sqrt())
                 out[positions] += torch.where(scale > 0, dot / scale, torch.zeros_like(dot))
         return out
+
+    def by_layer(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """Inner products with vectors [b, p] and squared lengths, of each layer apart.
+
+        Returns:
+            [layers, n, b] and [layers, n].
+        """
+        dots = self._like.new_zeros(len(self.layers), len(self), len(vectors))
+        squares = self._like.new_zeros(len(self.layers), len(self))
+        for positions, inputs, targets in self._rows.batches(self._batch):
+            dots[:, positions], squares[:, positions] = self._batch_by_layer(
+                inputs, targets, vectors
+            )
+        return dots, squares
+
+    def layer_squares(self, vectors: Tensor) -> Tensor:
+        """Squared lengths of the layers' parts of vectors [b, p], as [layers, b]."""
+        out = vectors.new_zeros(len(self.layers), len(vectors))
+        for layer, columns in self._columns():
+            out[layer] += (vectors[:, columns] ** 2).sum(1)
+        return out
+
+    def scale_layers(self, vectors: Tensor, factors: Tensor) -> Tensor:
+        """Vectors [b, p] whose layers are multiplied by factors [layers]."""
+        out = torch.empty_like(vectors)
+        for layer, columns in self._columns():
+            out[:, columns] = vectors[:, columns] * factors[layer]
+        return out
+
+    def _columns(self) -> Iterator[tuple[int, slice]]:
+        """(layer, columns) of each parameter."""
+        places = zip(self._layer_of, self.layout.offsets, self.layout.shapes, strict=True)
+        for layer, offset, shape in places:
+            yield layer, slice(offset, offset + shape.numel())
+
+    def _batch_by_layer(
+        self, inputs: Inputs, targets: Tensor, vectors: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        dots = self._like.new_zeros(len(self.layers), len(targets), len(vectors))
+        squares = self._like.new_zeros(len(self.layers), len(targets))
+        for layer, columns, block in self._blocks(inputs, targets):
+            dots[layer] += block @ vectors[:, columns].T
+            squares[layer] += (block**2).sum(1)
+        return dots, squares
+
+    def _blocks(self, inputs: Inputs, targets: Tensor) -> Iterator[tuple[int, slice, Tensor]]:
+        """(layer, columns, entries [B, columns]) of one batch, in order."""
+        layer_at = dict(zip(self.layout.offsets, self._layer_of, strict=True))
+        layer = 0
+        for offset, block in self._owner.run(inputs, targets).blocks():
+            layer = layer_at.get(offset, layer)  # blocks after a parameter's first carry on
+            columns = slice(offset, offset + block.shape[1])
+            yield layer, columns, block if self._change is None else self._change(columns, block)
 
 
 def _finite(values: Tensor, name: str, start: int) -> Tensor:

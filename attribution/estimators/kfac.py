@@ -9,27 +9,27 @@ kept beyond a fixed amount: what does not fit is computed again.
 
 from collections.abc import Iterator
 from enum import StrEnum
-from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from attribution.estimators.diagonal import (
+    KEPT_ENTRIES,
+    diagonal_damping,
+    diagonal_scores,
+    inverse,
+)
 from attribution.estimators.factors import Factors, fit_factors
 from attribution.estimators.features import batch_rows
 from attribution.estimators.labels import Labels
-from attribution.estimators.request import Clock, Record, Request, open_sink
-from attribution.estimators.tuning import Damping, given_damping, tune_on_bank
+from attribution.estimators.request import Clock, Record, Request
 from attribution.gradients import PerExampleGradients, layout_of
 from attribution.outputs import Output, OutputLike
 from attribution.rows import Rows
 from schemas.errors import DataError, ShapeError
 
-# Rotated gradients that are kept for a second use, and that one block may hold (1 GiB of float32).
-KEPT_ENTRIES = 2**28
-QUERY_BLOCK = 512
-GRID = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 DEFAULT_RHO = 0.3
 # LDS of EK-FAC on the digits MLP, one checkpoint: labels sampled once 0.51 (rho 0.03: few draws of
 # a net that fits its rows are surprising, and those rule); random signs once, twice, four times
@@ -106,13 +106,9 @@ def _estimate(
         )
         sides.append(_Side(request, number, factors, corrected, damping_per == Per.LAYER, size))
     clock.stop("factors")
-    chosen = given_damping(damping) or _tune(request, sides)
-    if not 0.0 < chosen.rho < float("inf"):
-        raise ShapeError(
-            f"damping is {chosen.rho}; give a positive number (1 is one mean eigenvalue)"
-        )
+    chosen = diagonal_damping(damping, request, sides, default=DEFAULT_RHO)
     clock.stop("tune")
-    values = _scores(request, sides, chosen.rho)
+    values = diagonal_scores(request, sides, chosen.rho)
     clock.stop("score")
     return values, {
         "damping": chosen.rho,
@@ -169,10 +165,8 @@ class _Side:
 
     def solved(self, gradients: Tensor, rho: float) -> Tensor:
         """Gradients [b, p] divided by n times the damped eigenvalues."""
-        damped = len(self._request.train) * (self._eigenvalues + rho * self._unit)
-        # Zero only where no row, at any label that the model gives, has a gradient.
-        inverse = torch.where(damped > 0, 1.0 / damped, torch.zeros_like(damped))
-        return gradients * inverse.to(gradients.dtype)
+        damped = self._eigenvalues + rho * self._unit
+        return gradients * inverse(damped, len(self._request.train)).to(gradients.dtype)
 
     def _rotated(
         self, key: str, rows: Rows, output: OutputLike, start: int, stop: int
@@ -204,60 +198,3 @@ class _Side:
             yield part, found
         if self._keep:
             self._kept[key] = done
-
-
-def _query_blocks(request: Request, n_parameters: int) -> Iterator[slice]:
-    step = max(1, min(QUERY_BLOCK, KEPT_ENTRIES // n_parameters))
-    for start in range(0, len(request.queries), step):
-        yield slice(start, min(start + step, len(request.queries)))
-
-
-def _scores(request: Request, sides: list[_Side], rho: float) -> NDArray[np.float32]:
-    n_train, n_query = len(request.train), len(request.queries)
-    target, send = open_sink(request.out, n_query, n_train)
-    for rows in _query_blocks(request, sides[0].n_parameters):
-        block = torch.zeros(rows.stop - rows.start, n_train, dtype=request.dtype)
-        for side in sides:
-            asked = torch.cat([part for _, part in side.queries(rows.start, rows.stop)])
-            solved = side.solved(asked, rho)
-            for columns, gradients in side.train():
-                block[:, columns] -= (solved @ gradients.T).cpu() / len(sides)
-        send(rows, block.to(torch.float32).numpy())
-    return target
-
-
-def _tune(request: Request, sides: list[_Side]) -> Damping:
-    if request.bank is None:
-        return Damping(rho=DEFAULT_RHO, table=(), chosen_from="default: there is no bank")
-    return tune_on_bank(
-        partial(_predictions, request, sides),
-        request.bank,
-        n_train=len(request.train),
-        n_query=len(request.queries),
-        grid=GRID,
-        aggregate=request.aggregate,
-    )
-
-
-def _predictions(
-    request: Request, sides: list[_Side], masks: NDArray[np.bool_]
-) -> NDArray[np.float64]:
-    """Sums of scores over each mask: [grid, M, q]. The masks are folded in first."""
-    totals = np.zeros((len(GRID), len(masks), len(request.queries)))
-    step = max(1, KEPT_ENTRIES // sides[0].n_parameters)
-    for start in range(0, len(masks), step):
-        chosen = torch.from_numpy(masks[start : start + step]).to(request.device, request.dtype)
-        for side in sides:
-            folded = torch.zeros(
-                len(chosen), side.n_parameters, dtype=request.dtype, device=request.device
-            )
-            for rows, gradients in side.train():
-                folded -= chosen[:, rows] @ gradients
-            for block in _query_blocks(request, side.n_parameters):
-                for rows, asked in side.queries(block.start, block.stop):
-                    for index, rho in enumerate(GRID):
-                        product = folded @ side.solved(asked, rho).T
-                        totals[index, start : start + step, rows] += (
-                            product.double().cpu().numpy() / len(sides)
-                        )
-    return totals

@@ -3,10 +3,13 @@
     GradDot   tau = -mean_c <grad f_q, grad l_i>
     GradCos   tau = -mean_c cos(grad f_q, grad l_i)
     TracIn    tau = -sum_c eta_c <grad f_q, grad l_i>   (Pruthi et al. 2020, checkpoints of one run)
+    GAS       tau = -sum_c eta_c cos(grad f_q, grad l_i)               (Hammoudeh & Lowd 2022)
+    LESS      tau = -sum_c eta_c cos(grad f_q, Gamma_i), Gamma what Adam makes of grad l_i
+                                                                       (Xia et al. 2024)
 
 The minus makes tau > 0 mean that a step on row i raises f_q. Exact by default: gradients pass in
 blocks, and [n, p] never exists. No curvature, so nothing to damp; models trained with Adam are
-mis-ranked by raw gradients (Xia et al. 2024).
+mis-ranked by raw gradients, so GradDot and GradCos take the optimiser's moments too.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from attribution.estimators.adam import Adam, Preconditioner, read_states
 from attribution.estimators.features import batch_rows, featurize
 from attribution.estimators.gradient_products import Normalise, RowGradients
 from attribution.estimators.request import Clock, Record, Request, open_sink
@@ -32,17 +36,28 @@ BLOCK_ENTRIES = 2**26
 QUERY_BLOCK = 512
 
 
+States = Sequence[Mapping[str, Any]]
+
+
 def estimate_graddot(
-    request: Request, *, projection: Projection | Mapping[str, Any] | None = None
+    request: Request,
+    *,
+    projection: Projection | Mapping[str, Any] | None = None,
+    optimizer_states: States | None = None,
+    preconditioner: str = Preconditioner.LESS,
 ) -> tuple[NDArray[np.float32], Record]:
     """Inner products, averaged over checkpoints.
 
     Args:
         request: What is asked.
         projection: A sketch of the gradients (a `Projection` or its arguments); exact if None.
+        optimizer_states: Adam's moments at each checkpoint, see `adam.read_states`; or None for
+            raw gradients.
+        preconditioner: What Adam's moments make of the training rows' gradients, see `adam`.
     """
     weights = [1 / len(request.checkpoints)] * len(request.checkpoints)
-    return _estimate(request, weights, Normalise.NONE, projection)
+    adam = _adam(request, optimizer_states, preconditioner)
+    return _estimate(request, weights, Normalise.NONE, projection, adam)
 
 
 def estimate_gradcos(
@@ -50,19 +65,22 @@ def estimate_gradcos(
     *,
     normalise: str = Normalise.WHOLE,
     projection: Projection | Mapping[str, Any] | None = None,
+    optimizer_states: States | None = None,
+    preconditioner: str = Preconditioner.LESS,
 ) -> tuple[NDArray[np.float32], Record]:
     """Cosines, averaged over checkpoints: in -1..1, without a unit.
 
     Args:
         request: What is asked.
-        normalise: "whole", or "layer": a sum over layers of their cosines, as in GAS (Hammoudeh &
-            Lowd 2022, whose checkpoints are those of one run).
+        normalise: "whole", or "layer": a sum over layers of their cosines.
         projection: A sketch of the gradients (a `Projection` or its arguments); exact if None.
+        optimizer_states: As in `estimate_graddot`.
+        preconditioner: As in `estimate_graddot`.
     """
-    if normalise not in (Normalise.WHOLE, Normalise.LAYER):
-        raise ShapeError(f"normalise is {normalise!r}; say 'whole' or 'layer'")
+    _check_unit(normalise)
     weights = [1 / len(request.checkpoints)] * len(request.checkpoints)
-    return _estimate(request, weights, normalise, projection)
+    adam = _adam(request, optimizer_states, preconditioner)
+    return _estimate(request, weights, normalise, projection, adam)
 
 
 def estimate_tracin(
@@ -80,8 +98,70 @@ def estimate_tracin(
             x epochs that the checkpoint stands for / batch size (each epoch moves the weights by
             -rate / batch size for each row's gradient); divided by 1 - momentum with momentum.
             1 by default: then only the ranking means something.
-        normalise: "none"; "whole" or "layer" for GAS (Hammoudeh & Lowd 2022).
+        normalise: "none"; "whole" or "layer" are what "gas" does.
         projection: A sketch of the gradients (a `Projection` or its arguments); exact if None.
+    """
+    if normalise not in set(Normalise):
+        raise ShapeError(f"normalise is {normalise!r}; say {', '.join(Normalise)}")
+    return _estimate(request, checkpoint_weights(request, weights), normalise, projection)
+
+
+def estimate_gas(
+    request: Request,
+    *,
+    weights: Sequence[float] | None = None,
+    normalise: str = Normalise.WHOLE,
+    projection: Projection | Mapping[str, Any] | None = None,
+) -> tuple[NDArray[np.float32], Record]:
+    """GAS (Hammoudeh & Lowd 2022): TracInCP with gradients of length one.
+
+    Args:
+        request: What is asked; its checkpoints are snapshots of one training run.
+        weights: Learning rate of each checkpoint; 1 by default.
+        normalise: "whole", or "layer": each layer's gradient gets length one.
+        projection: A sketch of the gradients (a `Projection` or its arguments); exact if None.
+    """
+    _check_unit(normalise)
+    return _estimate(request, checkpoint_weights(request, weights), normalise, projection)
+
+
+def estimate_less(
+    request: Request,
+    *,
+    optimizer_states: States | None = None,
+    weights: Sequence[float] | None = None,
+    normalise: str = Normalise.WHOLE,
+    preconditioner: str = Preconditioner.LESS,
+    betas: tuple[float, float] | None = None,
+    eps: float | None = None,
+) -> tuple[NDArray[np.float32], Record]:
+    """LESS (Xia et al. 2024): the query's gradient against Adam's step on each training row.
+
+    Args:
+        request: What is asked; its checkpoints are snapshots of one run of Adam.
+        optimizer_states: Adam's moments at each checkpoint, see `adam.read_states`.
+        weights: Mean learning rate of the epochs each checkpoint stands for; 1 by default.
+        normalise: "whole" as published; "layer", or "none" for inner products.
+        preconditioner: "less" as published; "step" or "diagonal", see `adam`.
+        betas: Of Adam; by default what the states say, else 0.9 and 0.999.
+        eps: Of Adam; by default what the states say, else 1e-8.
+    """
+    if normalise not in set(Normalise):
+        raise ShapeError(f"normalise is {normalise!r}; say {', '.join(Normalise)}")
+    if optimizer_states is None:
+        raise ShapeError(
+            "'less' needs optimizer_states, Adam's moments at each checkpoint; keep them while "
+            "training (TrainingState.moments), or use 'gradcos'"
+        )
+    adam = _adam(request, optimizer_states, preconditioner, betas, eps)
+    return _estimate(request, checkpoint_weights(request, weights), normalise, None, adam)
+
+
+def checkpoint_weights(request: Request, weights: Sequence[float] | None) -> list[float]:
+    """One weight for each checkpoint of a run, 1 by default.
+
+    Raises:
+        ShapeError: There are more or fewer, or one is negative, NaN or infinite.
     """
     count = len(request.checkpoints)
     chosen = [1.0] * count if weights is None else [float(value) for value in weights]
@@ -90,9 +170,33 @@ def estimate_tracin(
             f"weights are {chosen}; give one learning rate, 0 or more, for each of the {count} "
             "checkpoints"
         )
-    if normalise not in set(Normalise):
-        raise ShapeError(f"normalise is {normalise!r}; say {', '.join(Normalise)}")
-    return _estimate(request, chosen, normalise, projection)
+    return chosen
+
+
+def _check_unit(normalise: str) -> None:
+    if normalise not in (Normalise.WHOLE, Normalise.LAYER):
+        raise ShapeError(f"normalise is {normalise!r}; say 'whole' or 'layer'")
+
+
+def _adam(
+    request: Request,
+    states: States | None,
+    preconditioner: str,
+    betas: tuple[float, float] | None = None,
+    eps: float | None = None,
+) -> list[Adam] | None:
+    if states is None:
+        return None
+    return read_states(
+        states,
+        request.model,
+        n_checkpoints=len(request.checkpoints),
+        kind=preconditioner,
+        betas=betas,
+        eps=eps,
+        device=request.device,
+        dtype=request.dtype,
+    )
 
 
 def _estimate(
@@ -100,6 +204,7 @@ def _estimate(
     weights: Sequence[float],
     normalise: str,
     projection: Projection | Mapping[str, Any] | None,
+    adam: list[Adam] | None = None,
 ) -> tuple[NDArray[np.float32], Record]:
     if projection is None:
         sketcher = Projection(kind=ProjectionKind.NONE)
@@ -108,6 +213,8 @@ def _estimate(
     exact = sketcher.kind == ProjectionKind.NONE
     if normalise == Normalise.LAYER and not exact:
         raise ShapeError("a sketch mixes the layers; use projection=None with normalise='layer'")
+    if adam and not exact:
+        raise ShapeError("a sketch is of raw gradients; use projection=None with optimizer_states")
     n_query, n_train = len(request.queries), len(request.train)
     target, send = open_sink(request.out, n_query, n_train)
     clock = Clock()
@@ -115,7 +222,8 @@ def _estimate(
     prints = []
     for number, weight in enumerate(weights):
         if exact:
-            _add_exact(scores, request, number, weight, normalise)
+            change = adam[number] if adam else None
+            _add_exact(scores, request, number, weight, normalise, change)
             prints.append(f"exact:checkpoint={number}")
         else:
             prints.append(_add_sketched(scores, request, number, weight, normalise, sketcher))
@@ -131,6 +239,7 @@ def _estimate(
             "weights": list(weights),
             "normalise": str(normalise),
             "projection": None if exact else asdict(sketcher),
+            "preconditioner": str(adam[0].kind) if adam else None,
             "seed": request.seed,
         },
         "batch_size": request.batch_size,
@@ -140,9 +249,14 @@ def _estimate(
 
 
 def _add_exact(
-    scores: NDArray[np.float32], request: Request, number: int, weight: float, normalise: str
+    scores: NDArray[np.float32],
+    request: Request,
+    number: int,
+    weight: float,
+    normalise: str,
+    change: Adam | None,
 ) -> None:
-    def gradients(rows: Rows, output: OutputLike) -> RowGradients:
+    def gradients(rows: Rows, output: OutputLike, change: Adam | None = None) -> RowGradients:
         return RowGradients(
             request.model,
             request.checkpoints[number],
@@ -151,9 +265,10 @@ def _add_exact(
             device=request.device,
             dtype=request.dtype,
             batch_size=request.batch_size,
+            change=change,
         )
 
-    train = gradients(request.train, Output.LOSS)
+    train = gradients(request.train, Output.LOSS, change)
     queries = gradients(request.queries, request.output)
     step = max(1, min(QUERY_BLOCK, BLOCK_ENTRIES // queries.size))
     for start in range(0, len(queries), step):

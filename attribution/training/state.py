@@ -3,6 +3,7 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +38,39 @@ class TrainingState:
             "losses": torch.from_numpy(self.losses),
             "epoch": torch.tensor(self.epoch),
             "key": torch.tensor(list(self.key), dtype=torch.uint8),
+        }
+
+    def checkpoint(self, row: int) -> States:
+        """The state dict of one model."""
+        return self._of("model", row)
+
+    def moments(self, row: int, *, steps: int | None = None) -> dict[str, Any]:
+        """What AdamW kept of one model, as the method "less" takes it.
+
+        Args:
+            row: Which of the M models.
+            steps: Steps that it took, ``epoch * Recipe.steps_per_epoch(n_rows)``, if they matter.
+
+        Raises:
+            CheckpointError: The training was not by adamw.
+        """
+        found = {
+            name: self._of(f"optimizer/{slot}", row)
+            for name, slot in (("exp_avg", "first_moment"), ("exp_avg_sq", "second_moment"))
+        }
+        if not found["exp_avg_sq"]:
+            raise CheckpointError(
+                "this training kept no second moments; train with optimizer='adamw', or use "
+                "'graddot' or 'gradcos' with raw gradients"
+            )
+        return found if steps is None else {**found, "step": steps}
+
+    def _of(self, kind: str, row: int) -> States:
+        start = f"{kind}/"
+        return {
+            name.removeprefix(start): value[row]
+            for name, value in self.values.items()
+            if name.startswith(start)
         }
 
     @classmethod

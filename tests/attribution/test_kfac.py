@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from attribution import attribute
 from attribution.estimators.factors import Factors, fit_factors
-from attribution.estimators.kfac import GRID
+from attribution.estimators.diagonal import GRID
 from attribution.estimators.labels import LabelPasses
 from attribution.outputs import evaluate
 from attribution.rows import Rows
@@ -292,7 +292,8 @@ def test_scores_are_streamed_in_blocks_of_queries(monkeypatch: pytest.MonkeyPatc
     model = made(nn.Linear(4, K))
     train, queries = data(4), data(4, n=5, seed=2)
     whole = scores("ekfac", model, train, queries)
-    monkeypatch.setattr("attribution.estimators.kfac.KEPT_ENTRIES", 31)  # two queries, no caching
+    for module in ("diagonal", "kfac"):  # two queries, no caching
+        monkeypatch.setattr(f"attribution.estimators.{module}.KEPT_ENTRIES", 31)
     parts: dict[int, Any] = {}
     empty = scores(
         "ekfac", model, train, queries, out=lambda rows, block: parts.update({rows.start: block})
