@@ -77,6 +77,20 @@ _DESCRIPTIONS = (
         home="attribution.estimators.similarity:estimate_tracin",
     ),
     EstimatorDescription(
+        name="gas",
+        needs="as tracin",
+        cost="as graddot",
+        source="Hammoudeh & Lowd 2022: TracIn with gradients, or layers' gradients, of length one",
+        home="attribution.estimators.similarity:estimate_gas",
+    ),
+    EstimatorDescription(
+        name="less",
+        needs="checkpoints of one run of Adam, and the optimiser's moments at each",
+        cost="as graddot; C x 2 p numbers",
+        source="Xia et al. 2024; graddot and gradcos take the moments too",
+        home="attribution.estimators.similarity:estimate_less",
+    ),
+    EstimatorDescription(
         name="ekfac",
         needs="one checkpoint or more; a bank tunes the damping",
         cost=(
@@ -123,6 +137,51 @@ _DESCRIPTIONS = (
         cost="C (n + m) forward passes, C m n (width + log n)",
         source="Jia et al. 2019",
         home="attribution.valuation.knn:estimate",
+    ),
+    EstimatorDescription(
+        name="logra",
+        needs="one checkpoint or more; a bank tunes the damping",
+        cost=(
+            "C x (n + m gradients and 4 n for the Fisher matrix, none of them formed; n k^2 and "
+            "k^3, or their sums over layers), C m n k for the scores; C (n + m + k) k numbers"
+        ),
+        source="Choe et al. 2024; all of the projected Fisher matrix, or a block a layer",
+        home="attribution.estimators.logra:estimate",
+    ),
+    EstimatorDescription(
+        name="datainf",
+        needs="one checkpoint or more; a bank tunes the damping",
+        cost="C x (one pass over n, and three for each block of queries), 3 C m n p; m p numbers",
+        source="Kwon et al. 2024",
+        home="attribution.estimators.datainf:estimate",
+    ),
+    EstimatorDescription(
+        name="source",
+        needs="checkpoints of one run of SGD, and the weights of training.recipe.exposures",
+        cost="as ekfac without a tuning: C x (8 gradient passes over n) and C m n p; L p numbers",
+        source="Bae et al. 2024",
+        home="attribution.estimators.source:estimate",
+    ),
+    EstimatorDescription(
+        name="representer",
+        needs="one checkpoint or more whose head is linear and stationary, or is refitted",
+        cost="C (n + m) forward passes and C m n d for a head d wide; C (n + m) d numbers",
+        source="Yeh et al. 2018",
+        home="attribution.estimators.representer:estimate",
+    ),
+    EstimatorDescription(
+        name="similarity",
+        needs="one checkpoint or more with a linear head, or the name of a layer",
+        cost="as representer",
+        source="Charpiat et al. 2019; Hanawa et al. 2021 compare the measures",
+        home="attribution.estimators.representations:estimate_similarity",
+    ),
+    EstimatorDescription(
+        name="embedding",
+        needs="an embedding of each row and query; no model",
+        cost="m n d for embeddings d wide",
+        source="Hanawa et al. 2021, of any representation",
+        home="attribution.estimators.representations:estimate_embedding",
     ),
 )
 

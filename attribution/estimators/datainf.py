@@ -109,7 +109,7 @@ class _Side:
             yield slice(start, min(start + step, len(self._queries)))
 
     def damping(self, rho: float) -> Tensor:
-        """lambda of each layer [layers]; 0 where no row has a gradient."""
+        """The lambda of each layer [layers]; 0 where no row has a gradient."""
         sizes = torch.tensor(self._train.layer_sizes).to(self._squares)
         return rho * self._squares.mean(1) / sizes
 
@@ -121,20 +121,22 @@ class _Side:
         rest = vectors - self._train.combine_by_layer(weights)
         return self._train.project(self._train.scale_layers(rest, self._scale(rho))).T
 
+    def mask_blocks(self, count: int) -> Iterator[slice]:
+        """Masks whose sums of gradients are held at once."""
+        step = max(1, BLOCK_ENTRIES // max(self._train.size, len(self._train.layers) * self._n))
+        for start in range(0, count, step):
+            yield slice(start, min(start + step, count))
+
     def predictions(self, masks: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """(queries, sums of scores over each mask, with their sign: [grid, M, b])."""
-        folded = self._train.combine(masks)
-        beside = self._train.by_layer(folded)[0]  # [layers, n, M]
+        beside = self._train.by_layer(self._train.combine(masks))[0]  # [layers, n, M]
         for rows in self.query_blocks():
-            vectors = self._queries.rows(rows.start, rows.stop)
-            dots = self._train.by_layer(vectors)[0]
-            plain = torch.stack(
-                [masks.to(part) @ part for part in dots]
-            )  # [layers, M, b]: sums of v.g_k over each mask
+            dots = self._train.by_layer(self._queries.rows(rows.start, rows.stop))[0]
+            plain = masks @ dots  # [layers, M, b]
             found = []
             for rho in GRID:
-                inner = torch.einsum("lnm,ln,lnb->lmb", beside, self._shrink(rho), dots)
-                found.append(-torch.einsum("lmb,l->mb", plain - inner, self._scale(rho)))
+                mixed = (beside * self._shrink(rho).unsqueeze(2)).transpose(1, 2) @ dots
+                found.append(-torch.einsum("lmb,l->mb", plain - mixed, self._scale(rho)))
             yield rows, torch.stack(found)
 
     def _shrink(self, rho: float) -> Tensor:
@@ -168,6 +170,7 @@ def _predictions(
     totals = np.zeros((len(GRID), len(masks), len(request.queries)))
     given = torch.from_numpy(masks).to(request.device, request.dtype)
     for side in sides:
-        for rows, found in side.predictions(given):
-            totals[:, :, rows] += found.double().cpu().numpy() / len(sides)
+        for part in side.mask_blocks(len(given)):
+            for rows, found in side.predictions(given[part]):
+                totals[:, part, rows] += found.double().cpu().numpy() / len(sides)
     return totals

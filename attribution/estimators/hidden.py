@@ -1,0 +1,142 @@
+"""What a model's layer is given: the last hidden representation [n, d] of each row.
+
+By default the input of the linear layer that is called last, its head; or of any module, by name.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attribution.estimators.features import batch_rows
+from attribution.gradients import layout_of
+from attribution.gradients.perexample import private_copy
+from attribution.gradients.plan import register
+from attribution.rows import Inputs, Rows, call, to
+from schemas.errors import DataError, NotFound, RecipeError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hidden:
+    """Rows before and after the head.
+
+    Attributes:
+        inputs: What the layer was given, [n, d].
+        logits: What the model returned, [n, K].
+        targets: [n].
+    """
+
+    inputs: Tensor
+    logits: Tensor
+    targets: Tensor
+
+
+class HiddenLayer:
+    """A model at one checkpoint whose layer's inputs are kept.
+
+    Args:
+        model: Maps rows to logits [n, K]; copied, in eval mode.
+        state: The checkpoint.
+        rows: One or more rows to find the layer with.
+        layer: Name of a module, or None for the linear layer that is called last.
+        device: "cpu" or "cuda".
+        dtype: Of weights and activations.
+
+    Attributes:
+        name: The layer's.
+        module: The layer, of the copy.
+
+    Raises:
+        NotFound: There is no module of that name.
+        RecipeError: No linear layer is called; name another.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        state: Mapping[str, Any],
+        rows: Rows,
+        *,
+        layer: str | None,
+        device: str,
+        dtype: torch.dtype,
+    ) -> None:
+        self._model = private_copy(model, state, device=device, dtype=dtype)
+        self._device, self._dtype = device, dtype
+        self._size = layout_of(model).size
+        modules = dict(self._model.named_modules())
+        if layer is not None and layer not in modules:
+            known = ", ".join(name for name in modules if name)
+            raise NotFound(f"the model has no module {layer!r}; its modules: {known}")
+        self.name = layer if layer is not None else self._last_linear(rows)
+        self.module = modules[self.name]
+
+    def run(self, rows: Rows, batch_size: int | str) -> Hidden:
+        """The representation of each row; of several positions of a row their mean.
+
+        Raises:
+            RecipeError: The layer is not called once in each pass, or gets no tensor [n, ..., d].
+            DataError: A representation is NaN or infinite.
+        """
+        inputs, logits, targets = [], [], []
+        for _, batch, wanted in rows.batches(batch_rows(batch_size, self._size)):
+            given, returned = self._pass(batch)
+            if len(given) != 1 or given[0].ndim < 2 or len(given[0]) != len(wanted):
+                raise RecipeError(
+                    f"layer {self.name!r} is called {len(given)} times in a pass, or is not given "
+                    "[n, ..., d] for n rows; name another layer"
+                )
+            hidden = given[0]
+            inputs.append(hidden if hidden.ndim == 2 else hidden.flatten(1, -2).mean(1))
+            logits.append(returned)
+            targets.append(wanted.to(self._device))
+        found = Hidden(
+            inputs=torch.cat(inputs), logits=torch.cat(logits), targets=torch.cat(targets)
+        )
+        bad = ~(torch.isfinite(found.inputs).all(1) & torch.isfinite(found.logits).all(1))
+        if bool(bad.any()):
+            raise DataError(
+                f"the representation of {rows.name} row {int(bad.nonzero()[0, 0])} (counted from "
+                "0) is NaN or infinite; the model overflows on it: look at the row, or train the "
+                "checkpoint again"
+            )
+        return found
+
+    def _pass(self, inputs: Inputs) -> tuple[list[Tensor], Tensor]:
+        given: list[Tensor] = []
+
+        def keep(_: nn.Module, value: Tensor, returned: Tensor) -> Tensor:
+            given.append(value.detach())
+            return returned
+
+        handle = register(self.module, keep)
+        try:
+            with torch.no_grad():
+                logits = call(self._model, to(inputs, self._device, self._dtype))
+        finally:
+            handle.remove()
+        return given, logits
+
+    def _last_linear(self, rows: Rows) -> str:
+        called: list[nn.Module] = []
+
+        def note(module: nn.Module, _: Tensor, returned: Tensor) -> Tensor:
+            called.append(module)
+            return returned
+
+        named = {module: name for name, module in self._model.named_modules()}
+        handles = [register(module, note) for module in named if isinstance(module, nn.Linear)]
+        try:
+            with torch.no_grad():
+                call(self._model, to(rows.batch(0, 1)[0], self._device, self._dtype))
+        finally:
+            for handle in handles:
+                handle.remove()
+        if not called:
+            raise RecipeError(
+                "the model calls no linear layer, so its last hidden layer is not known; name the "
+                "module whose input it is: layer='...'"
+            )
+        return named[called[-1]]
