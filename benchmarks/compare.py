@@ -91,6 +91,11 @@ PEER_METHODS: dict[str, tuple[PeerMethod, ...]] = {
 QUICK = ("TRAK logistic", "TRAK after-kernel", "TRAK, ", "graddot", "gradcos", "TracInCP")
 
 
+# They need more than rows and independent checkpoints: a run's snapshots and rates, an optimiser's
+# moments, embeddings. `benchmarks.lds_run` measures what belongs to a run.
+ELSEWHERE = ("source", "less", "embedding")
+
+
 def plan(counts: Sequence[int], only: Sequence[str] = (), *, quick: bool = False) -> Iterator[Run]:
     """At each number of checkpoints, our estimators and every method of every peer."""
     for count in counts:
@@ -114,7 +119,7 @@ def _peers(count: int) -> Iterator[Run]:
 
 
 def _ours(count: int) -> Iterator[Run]:
-    listed = [known.name for known in estimators()]
+    listed = [known.name for known in estimators() if known.name not in ELSEWHERE]
     for name in listed:
         variants = [(name, {})]
         if name == "trak":

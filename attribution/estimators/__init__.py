@@ -142,10 +142,10 @@ _DESCRIPTIONS = (
         name="logra",
         needs="one checkpoint or more; a bank tunes the damping",
         cost=(
-            "C x (n + m gradients and 4 n for the Fisher matrix, none of them formed; n k^2 and "
-            "k^3, or their sums over layers), C m n k for the scores; C (n + m + k) k numbers"
+            "C x (5 n + m gradients, none of them formed; n k^2 and k^3 summed over the layers' "
+            "parts of k), C m n k for the scores; C (n + m + k) k numbers"
         ),
-        source="Choe et al. 2024; all of the projected Fisher matrix, or a block a layer",
+        source="Choe et al. 2024; projected Fisher matrix, sampled or observed labels",
         home="attribution.estimators.logra:estimate",
     ),
     EstimatorDescription(

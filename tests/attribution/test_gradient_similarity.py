@@ -116,6 +116,20 @@ def test_tracin_is_a_weighted_sum_over_checkpoints(normalise: str) -> None:
     close(attribute("tracin", net(), states(3), normalise=normalise, **OPTIONS), sum(parts))
 
 
+@pytest.mark.parametrize("normalise", ["whole", "layer"])
+def test_gas_is_tracin_with_gradients_of_length_one(normalise: str) -> None:
+    weights = [0.5, 0.2, 0.1]
+    got = attribute("gas", net(), states(3), weights=weights, normalise=normalise, **OPTIONS)
+    want = sum(
+        weight * by_hand(state, normalise) for weight, state in zip(weights, states(3), strict=True)
+    )
+    close(got, want)
+    same = attribute("tracin", net(), states(3), weights=weights, normalise=normalise, **OPTIONS)
+    np.testing.assert_array_equal(got, same)
+    if normalise == "whole":
+        close(attribute("gas", net(), states(1), **OPTIONS), by_hand(states(1)[0], "whole"))
+
+
 def test_tracin_predicts_the_change_of_one_small_step_in_output_units() -> None:
     rate, state = 1e-5, states(1)[0]
     tau = attribute("tracin", net(), [state], weights=[rate / N], **OPTIONS)
@@ -203,6 +217,8 @@ def test_scores_stream_into_arrays_and_functions(monkeypatch: pytest.MonkeyPatch
         ("tracin", {"weights": [1.0, -1.0]}, "0 or more"),
         ("tracin", {"normalise": "row"}, "normalise"),
         ("gradcos", {"normalise": "none"}, "'whole' or 'layer'"),
+        ("gas", {"normalise": "none"}, "'whole' or 'layer'"),
+        ("gas", {"weights": [1.0]}, "each of the 2"),
         ("gradcos", {"normalise": "layer", "projection": {"dim": 8}}, "mixes the layers"),
     ],
 )

@@ -9,8 +9,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from attribution import attribute
-from attribution.estimators.factors import Factors, fit_factors
 from attribution.estimators.diagonal import GRID
+from attribution.estimators.factors import Factors, fit_factors
 from attribution.estimators.labels import LabelPasses
 from attribution.outputs import evaluate
 from attribution.rows import Rows

@@ -1,3 +1,4 @@
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -109,7 +110,7 @@ def test_it_is_the_published_formula_by_dense_algebra(segments: Any) -> None:
     bounds = np.cumsum([0, *sizes])
     after = gradients(parts[-1], QUERIES, "margin")
     want = torch.zeros(M, N, dtype=DOUBLE)
-    for start, stop in reversed(list(zip(bounds[:-1], bounds[1:], strict=True))):
+    for start, stop in reversed(list(pairwise(bounds))):
         chosen = {number: parts[number] for number in range(start, stop)}
         factors = fit_mean_factors(net(), chosen, Rows(TRAIN, "train"), **FITTING)
         basis = factors.turn(torch.eye(after.shape[1], dtype=DOUBLE))
@@ -151,9 +152,9 @@ def descend(recipe: Recipe, weights: Tensor, x: Tensor, y: Tensor) -> list[Tenso
 @pytest.mark.parametrize(
     ("options", "tolerance"),
     [
-        ({"momentum": 0.0, "lr": 0.01}, 0.01),
-        ({"momentum": 0.0, "lr": 0.02, "schedule": "cosine", "weight_decay": 0.1}, 0.02),
-        ({"momentum": 0.8, "lr": 0.002}, 0.05),
+        ({"momentum": 0.0, "lr": 0.01}, 0.003),
+        ({"momentum": 0.0, "lr": 0.02, "schedule": "cosine", "weight_decay": 0.1}, 0.005),
+        ({"momentum": 0.8, "lr": 0.002}, 0.01),
     ],
 )
 def test_on_least_squares_it_is_the_derivative_of_the_trained_outputs_by_a_rows_weight(
@@ -189,9 +190,10 @@ def test_on_least_squares_it_is_the_derivative_of_the_trained_outputs_by_a_rows_
     def error(got: np.ndarray) -> float:
         return float(np.linalg.norm(got - want.numpy()) / want.norm())
 
-    assert error(source(2)) < tolerance
-    # Three segments with constant gradients are coarse, one coarser still.
-    assert error(source(2)) < error(source(50)) < error(source(150))
+    errors = [error(source(stride)) for stride in (10, 50, 150)]
+    assert errors[0] < tolerance
+    assert errors == sorted(errors)  # the fewer segments, the coarser
+    assert errors[2] < 0.1
 
 
 def test_of_a_short_run_it_is_tracin_and_of_an_endless_one_influence() -> None:
@@ -204,9 +206,7 @@ def test_of_a_short_run_it_is_tracin_and_of_an_endless_one_influence() -> None:
     decay = 0.1
     factors = fit_factors(net(), parts[0], Rows(TRAIN, "train"), checkpoint=0, **FITTING)
     options = OPTIONS | {"labels": "all"}
-    endless = attribute(
-        "source", net(), parts[:1], weights=[1e6], weight_decay=decay, **options
-    )
+    endless = attribute("source", net(), parts[:1], weights=[1e6], weight_decay=decay, **options)
     ekfac = attribute(
         "ekfac",
         net(),
@@ -237,9 +237,7 @@ def test_blocks_and_batches_do_not_change_the_scores(monkeypatch: pytest.MonkeyP
 
 
 def test_a_row_raises_its_own_margin() -> None:
-    own = attribute(
-        "source", net(), states(1), **(OPTIONS | {"queries": TRAIN, "weights": [0.5]})
-    )
+    own = attribute("source", net(), states(1), **(OPTIONS | {"queries": TRAIN, "weights": [0.5]}))
     assert (np.diag(own) > 0).all()
 
 

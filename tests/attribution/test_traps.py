@@ -49,8 +49,19 @@ def scores(method: str = "trak", **options: object) -> NDArray[np.float32]:
 
 def test_trap_1_a_query_in_the_training_set_raises_its_margin_and_lowers_its_loss() -> None:
     both = {"train": QUERIES, "queries": QUERIES}
-    for method in ("trak", "graddot", "gradcos", "ekfac"):
-        damping = {"damping": 1.0} if method == "ekfac" else {}
+    damped = {"damping": 1.0}
+    for method, damping in (
+        ("trak", {}),
+        ("graddot", {}),
+        ("gradcos", {}),
+        ("gas", {}),
+        ("ekfac", damped),
+        ("datainf", damped),
+        ("logra", damped),
+        ("representer", {"weight_decay": 0.1}),
+        ("source", {"weights": [0.1]}),
+        ("similarity", {}),
+    ):
         assert (np.diag(scores(method, output="margin", **both, **damping)) > 0).all()
         assert (np.diag(scores(method, output="loss", **both, **damping)) < 0).all()
 
@@ -134,7 +145,7 @@ def test_trap_9_the_curvature_is_that_of_all_rows_and_not_a_mean_over_batches(
     )
 
 
-@pytest.mark.parametrize("method", ["trak", "influence", "ekfac"])
+@pytest.mark.parametrize("method", ["trak", "influence", "ekfac", "datainf", "logra"])
 def test_trap_10_damping_is_added_and_shrinks_every_score(method: str) -> None:
     norms = [np.linalg.norm(scores(method, damping=rho)) for rho in (0.1, 1.0, 10.0, 100.0)]
     assert norms == sorted(norms, reverse=True)
@@ -260,3 +271,47 @@ def test_trap_18_columns_are_positions_in_the_data_set() -> None:
 def test_trap_19_the_same_call_gives_the_same_bits(method: str) -> None:
     options = {} if method == "graddot" else {"damping": 1.0}
     assert (scores(method, **options) == scores(method, **options)).all()
+
+
+def test_trap_29_a_model_trained_by_adam_is_not_ranked_by_raw_gradients() -> None:
+    """LESS keeps eps inside the root of its second moment and corrects no bias."""
+    model, scale = net(), torch.tensor([30.0, 1.0, 1.0, 0.03, 0.03])
+    train, queries = (
+        (torch.from_numpy(part[0]) * scale, torch.from_numpy(part[1])) for part in (TRAIN, QUERIES)
+    )
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, eps=1e-4)
+    for _ in range(5):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(train[0]), train[1]).backward()
+        optimizer.step()
+    kept = optimizer.state_dict()
+    options = {"train": train, "queries": queries, "device": "cpu", "dtype": torch.float64}
+    raw = attribute("graddot", model, [model.state_dict()], **options)
+    less = attribute("graddot", model, [model.state_dict()], optimizer_states=[kept], **options)
+
+    def flat(values: list[torch.Tensor]) -> torch.Tensor:
+        return torch.cat([value.double().flatten() for value in values])
+
+    m, v = (
+        flat([kept["state"][place][moment] for place in range(4)])
+        for moment in ("exp_avg", "exp_avg_sq")
+    )
+    gradients = {}
+    wide = net().double()
+    wide.load_state_dict(model.state_dict())
+    for name, (inputs, targets), output in (
+        ("train", train, "loss"),
+        ("queries", queries, "margin"),
+    ):
+        found = []
+        for x, y in zip(inputs.double(), targets, strict=True):
+            value = evaluate(output, wide(x[None]), y[None]).sum()
+            found.append(flat(list(torch.autograd.grad(value, list(wide.parameters())))))
+        gradients[name] = torch.stack(found)
+    g = gradients["train"]
+    gamma = (0.9 * m + 0.1 * g) / (0.999 * v + 0.001 * g**2 + 1e-4).sqrt()
+    want = -(gradients["queries"] @ gamma.T).numpy()
+    np.testing.assert_allclose(less, want, rtol=1e-4, atol=1e-5 * np.abs(want).max())
+    ranks = [np.argsort(np.argsort(part, axis=1), axis=1) for part in (raw, less)]
+    agreement = [np.corrcoef(a, b)[0, 1] for a, b in zip(*ranks, strict=True)]
+    assert np.mean(agreement) < 0.9
