@@ -92,8 +92,8 @@ QUICK = ("TRAK logistic", "TRAK after-kernel", "TRAK, ", "graddot", "gradcos", "
 
 
 # They need more than rows and independent checkpoints: a run's snapshots and rates, an optimiser's
-# moments, embeddings. `benchmarks.lds_run` measures what belongs to a run.
-ELSEWHERE = ("source", "less", "embedding")
+# moments, embeddings, words. `benchmarks.lds_run` measures what belongs to a run.
+ELSEWHERE = ("source", "less", "embedding", "bm25")
 
 
 def plan(counts: Sequence[int], only: Sequence[str] = (), *, quick: bool = False) -> Iterator[Run]:

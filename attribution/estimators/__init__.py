@@ -183,6 +183,13 @@ _DESCRIPTIONS = (
         source="Hanawa et al. 2021, of any representation",
         home="attribution.estimators.representations:estimate_embedding",
     ),
+    EstimatorDescription(
+        name="bm25",
+        needs="token ids as inputs, or the text of each row and query; no model",
+        cost="the index's words, then for each query the rows that share its words",
+        source="Robertson & Zaragoza 2009; bm25s: Lù 2024",
+        home="attribution.estimators.retrieval:estimate_bm25",
+    ),
 )
 
 

@@ -24,7 +24,7 @@ class Hidden:
 
     Attributes:
         inputs: What the layer was given, [n, d].
-        logits: What the model returned, [n, K].
+        logits: What the model returned, [n, K]; [0, K] unless asked for.
         targets: [n].
     """
 
@@ -73,36 +73,40 @@ class HiddenLayer:
         self.name = layer if layer is not None else self._last_linear(rows)
         self.module = modules[self.name]
 
-    def run(self, rows: Rows, batch_size: int | str) -> Hidden:
-        """The representation of each row; of several positions of a row their mean.
+    def run(self, rows: Rows, batch_size: int | str, *, with_logits: bool = False) -> Hidden:
+        """The representation of each row: of several positions [T, d] their mean, of maps all.
 
         Raises:
             RecipeError: The layer is not called once in each pass, or gets no tensor [n, ..., d].
-            DataError: A representation is NaN or infinite.
+            DataError: A representation or a logit is NaN or infinite.
         """
         inputs, logits, targets = [], [], []
-        for _, batch, wanted in rows.batches(batch_rows(batch_size, self._size)):
+        for positions, batch, wanted in rows.batches(batch_rows(batch_size, self._size)):
             given, returned = self._pass(batch)
             if len(given) != 1 or given[0].ndim < 2 or len(given[0]) != len(wanted):
                 raise RecipeError(
                     f"layer {self.name!r} is called {len(given)} times in a pass, or is not given "
                     "[n, ..., d] for n rows; name another layer"
                 )
-            hidden = given[0]
-            inputs.append(hidden if hidden.ndim == 2 else hidden.flatten(1, -2).mean(1))
-            logits.append(returned)
+            hidden = self._flat(given[0])
+            bad = ~(torch.isfinite(hidden).all(1) & torch.isfinite(returned).all(1))
+            if bool(bad.any()):
+                row = positions.start + int(bad.nonzero()[0, 0])
+                raise DataError(
+                    f"the representation of {rows.name} row {row} (counted from 0) is NaN or "
+                    "infinite; the model overflows on it: look at the row, or train the checkpoint "
+                    "again"
+                )
+            inputs.append(hidden)
+            logits.append(returned if with_logits else returned[:0])
             targets.append(wanted.to(self._device))
-        found = Hidden(
+        return Hidden(
             inputs=torch.cat(inputs), logits=torch.cat(logits), targets=torch.cat(targets)
         )
-        bad = ~(torch.isfinite(found.inputs).all(1) & torch.isfinite(found.logits).all(1))
-        if bool(bad.any()):
-            raise DataError(
-                f"the representation of {rows.name} row {int(bad.nonzero()[0, 0])} (counted from "
-                "0) is NaN or infinite; the model overflows on it: look at the row, or train the "
-                "checkpoint again"
-            )
-        return found
+
+    def _flat(self, given: Tensor) -> Tensor:
+        convolution = isinstance(self.module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
+        return given.mean(1) if given.ndim == 3 and not convolution else given.flatten(1)
 
     def _pass(self, inputs: Inputs) -> tuple[list[Tensor], Tensor]:
         given: list[Tensor] = []

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from attribution.estimators.diagonal import diagonal_damping, diagonal_scores, inverse
 from attribution.estimators.features import batch_rows, featurize
+from attribution.estimators.fisher_blocks import refuse_overflow
 from attribution.estimators.kfac import SAMPLES
 from attribution.estimators.labels import LabelPasses, Labels
 from attribution.estimators.request import Clock, Record, Request
@@ -27,7 +28,7 @@ from attribution.outputs import Output, OutputLike
 from attribution.projection import Projection, ProjectionKind, sketch
 from attribution.projection.factored import allocation_of
 from attribution.rows import Rows
-from schemas.errors import DataError, ShapeError
+from schemas.errors import ShapeError
 
 DEFAULT_RHO = 0.1
 # Rows of the Fisher matrix are added in float64 this many at a time.
@@ -218,9 +219,5 @@ def _fisher(
                 add()
     if waiting:
         add()
-    if not bool(torch.isfinite(matrix).all()):
-        raise DataError(
-            "the Fisher matrix holds NaN or infinity; the model overflows on a training row: "
-            "train the checkpoint again, or use dtype=torch.float64"
-        )
+    refuse_overflow(matrix)
     return matrix, spans

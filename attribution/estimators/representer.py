@@ -117,7 +117,10 @@ def _head(
     layer = found.module
     if not isinstance(layer, nn.Linear):
         raise TypeError(f"the last linear layer is a {type(layer).__name__}")
-    sides = [found.run(rows, request.batch_size) for rows in (request.train, request.queries)]
+    sides = [
+        found.run(rows, request.batch_size, with_logits=True)
+        for rows in (request.train, request.queries)
+    ]
     weight = layer.weight.detach().double()
     if layer.bias is not None:
         weight = torch.cat([weight, layer.bias.detach().double().unsqueeze(1)], dim=1)

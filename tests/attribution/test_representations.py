@@ -88,6 +88,14 @@ def test_the_input_of_the_last_linear_layer_is_compared(measure: str) -> None:
 def test_a_layer_is_found_by_its_name_and_positions_are_averaged() -> None:
     got = attribute("similarity", net(), STATES[:1], layer="body", measure="dot", **OPTIONS)
     np.testing.assert_allclose(got, (QUERIES[0] @ TRAIN[0].T).numpy(), rtol=1e-6, atol=1e-9)
+    maps = nn.Sequential(nn.Conv2d(1, 2, 2), nn.Flatten(), nn.Linear(2, K)).double()
+    pictures = {
+        "train": (TRAIN[0].reshape(N, 1, 2, 2), TRAIN[1]),
+        "queries": (QUERIES[0].reshape(M, 1, 2, 2), QUERIES[1]),
+        "dtype": DOUBLE,
+    }
+    whole = attribute("similarity", maps, [maps.state_dict()], layer="0", measure="dot", **pictures)
+    np.testing.assert_array_equal(whole, got)
     torch.manual_seed(0)
     words = Words().double()
     tokens = torch.from_numpy(stream(3).integers(0, 9, (N, 7)))
