@@ -14,6 +14,7 @@ from attribution.estimators.features import batch_rows
 from attribution.gradients import layout_of
 from attribution.gradients.perexample import private_copy
 from attribution.gradients.plan import register
+from attribution.outputs import UNASKED
 from attribution.rows import Inputs, Rows, call, to
 from schemas.errors import DataError, NotFound, RecipeError
 
@@ -74,7 +75,9 @@ class HiddenLayer:
         self.module = modules[self.name]
 
     def run(self, rows: Rows, batch_size: int | str, *, with_logits: bool = False) -> Hidden:
-        """The representation of each row: of several positions [T, d] their mean, of maps all.
+        """The representation of each row: of several positions [T, d] the mean, of maps all.
+
+        Of a document only the tokens whose prediction is asked for count.
 
         Raises:
             RecipeError: The layer is not called once in each pass, or gets no tensor [n, ..., d].
@@ -88,8 +91,8 @@ class HiddenLayer:
                     f"layer {self.name!r} is called {len(given)} times in a pass, or is not given "
                     "[n, ..., d] for n rows; name another layer"
                 )
-            hidden = self._flat(given[0])
-            bad = ~(torch.isfinite(hidden).all(1) & torch.isfinite(returned).all(1))
+            hidden = self._flat(given[0], wanted.to(self._device))
+            bad = ~(torch.isfinite(hidden).all(1) & torch.isfinite(returned).flatten(1).all(1))
             if bool(bad.any()):
                 row = positions.start + int(bad.nonzero()[0, 0])
                 raise DataError(
@@ -104,9 +107,13 @@ class HiddenLayer:
             inputs=torch.cat(inputs), logits=torch.cat(logits), targets=torch.cat(targets)
         )
 
-    def _flat(self, given: Tensor) -> Tensor:
-        convolution = isinstance(self.module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
-        return given.mean(1) if given.ndim == 3 and not convolution else given.flatten(1)
+    def _flat(self, given: Tensor, targets: Tensor) -> Tensor:
+        if given.ndim != 3 or isinstance(self.module, nn.Conv1d):
+            return given.flatten(1)
+        if given.shape[:2] != targets.shape:
+            return given.mean(1)
+        asked = (targets != UNASKED).to(given).unsqueeze(2)
+        return (given * asked).sum(1) / asked.sum(1).clamp(min=1)
 
     def _pass(self, inputs: Inputs) -> tuple[list[Tensor], Tensor]:
         given: list[Tensor] = []

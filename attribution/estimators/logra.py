@@ -204,7 +204,7 @@ def _fisher(
     for positions, inputs, targets in request.train.batches(batch_size):
         for drawn in passes.each(positions, targets):
             batch = owner.run(inputs, drawn)
-            passes.n_outputs = batch.logits.shape[1]
+            passes.n_outputs = batch.logits.shape[-1]
             found = batch.blocks()
             waiting.append(sketch(found, projection, seed=request.seed, checkpoint=number, p=p))
             if not spans:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from attribution.estimators.hidden import HiddenLayer
 from attribution.estimators.request import Clock, Record, Request, Sink, open_sink
-from attribution.outputs import Output
+from attribution.outputs import Output, Task
 from schemas.errors import DataError, ShapeError
 
 QUERY_BLOCK = 512
@@ -55,12 +55,13 @@ def estimate_similarity(
         request: What is asked.
         measure: "cosine", "dot" or "l2".
         layer: The module whose input is compared, by name; by default the linear layer that is
-            called last. Of several positions of a row (tokens, padding too) the mean is taken.
+            called last. Of several positions of a row the mean is taken; of a document's tokens
+            of those whose prediction is asked for, otherwise of padding too.
         labels: "any", or "same": rows with another label than the query's score 0 (with "l2", as
             the farthest row).
 
     Raises:
-        ShapeError: An option is unknown, or "same" is asked of a regression.
+        ShapeError: An option is unknown, or "same" is asked of rows without a class.
         NotFound: There is no module of that name.
         RecipeError: The layer is not found or not called once.
     """
@@ -125,8 +126,8 @@ def _check(measure: str, labels: str, request: Request) -> None:
         raise ShapeError(f"unknown measure {measure!r}; say {', '.join(Measure)}")
     if labels not in set(SameLabels):
         raise ShapeError(f"unknown labels {labels!r}; say {' or '.join(SameLabels)}")
-    if labels == SameLabels.SAME and request.task == "regression":
-        raise ShapeError("a regression has no labels to share; use labels='any'")
+    if labels == SameLabels.SAME and Task(request.task) is not Task.CLASSIFICATION:
+        raise ShapeError(f"rows of a {request.task} task have no class to share; use labels='any'")
 
 
 def _embeddings(values: Any, count: int, name: str, request: Request) -> Tensor:

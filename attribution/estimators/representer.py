@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from attribution.estimators.hidden import Hidden, HiddenLayer
 from attribution.estimators.request import Clock, Record, Request, open_sink
-from attribution.outputs import evaluate, training_loss
+from attribution.outputs import Task, evaluate, training_loss
 from schemas.errors import RecipeError, ShapeError
 
 QUERY_BLOCK = 512
@@ -62,11 +62,16 @@ def estimate(
             layers as they are; it needs a weight decay.
 
     Raises:
-        ShapeError: The weight decay is not above 0, or none makes a checkpoint stationary.
+        ShapeError: The weight decay is not above 0, none makes a checkpoint stationary, or the rows
+            are documents.
         RecipeError: The model does not end in a linear layer with one position a row.
     """
     if weight_decay is not None and not 0 < weight_decay < float("inf"):
         raise ShapeError(f"weight_decay is {weight_decay}; give a number above 0")
+    if Task(request.task) is Task.LANGUAGE:
+        raise ShapeError(
+            "representer points need one prediction a row; use 'similarity' or 'ekfac'"
+        )
     if refit and weight_decay is None:
         raise ShapeError("refit=True needs the weight_decay to fit with; give that of the recipe")
     clock = Clock()

@@ -103,10 +103,15 @@ def test_padding_changes_nothing() -> None:
         np.testing.assert_allclose(scores[method, 0], scores[method, 1], rtol=2e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("method", ["trak", "influence", "ekfac", "kfac", "graddot", "gradcos"])
+@pytest.mark.parametrize(
+    "method",
+    ["trak", "influence", "ekfac", "kfac", "logra", "datainf", "source", "graddot", "gradcos"],
+)
 def test_a_document_raises_its_own_probability_and_lowers_its_loss(method: str) -> None:
     rows = documents(6, 4)
     damping: dict[str, Any] = {} if method.startswith("grad") else {"damping": 1.0}
+    if method == "source":
+        damping = {"weights": [0.1]}
     for output, sign in (("logprob", 1), ("loss", -1)):
         scores = attribute(
             method,

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from attribution import attribute
+from attribution.outputs import UNASKED
 from attribution.streams import stream
 from schemas.errors import DataError, NotFound, RecipeError, ShapeError
 
@@ -105,6 +106,25 @@ def test_a_layer_is_found_by_its_name_and_positions_are_averaged() -> None:
     np.testing.assert_allclose(got, (found @ found.T).numpy(), rtol=1e-6, atol=1e-9)
 
 
+def test_of_a_document_only_the_tokens_asked_for_count() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(9, 5), nn.Linear(5, 9)).double()
+    tokens = torch.from_numpy(stream(3).integers(0, 9, (N, 7)))
+    targets = tokens.roll(-1, 1)
+    targets[:, 4:] = UNASKED
+    rows = (tokens, targets)
+    state = [model.state_dict()]
+    got = attribute(
+        "similarity", model, state, train=rows, queries=rows, measure="dot", dtype=DOUBLE
+    )
+    found = model[0](tokens[:, :4]).mean(1).detach()
+    np.testing.assert_allclose(got, (found @ found.T).numpy(), rtol=1e-6, atol=1e-9)
+    with pytest.raises(ShapeError, match="no class to share"):
+        attribute("similarity", model, state, train=rows, queries=rows, labels="same")
+    with pytest.raises(ShapeError, match="one prediction a row"):
+        attribute("representer", model, state, train=rows, queries=rows)
+
+
 @pytest.mark.parametrize("measure", ["dot", "cosine", "l2"])
 def test_rows_of_other_labels_do_nothing_if_only_the_same_count(measure: str) -> None:
     every = attribute("similarity", net(), STATES, measure=measure, **OPTIONS)
@@ -154,7 +174,7 @@ def test_bad_requests_are_refused_with_what_to_do() -> None:
     with pytest.raises(NotFound, match="its modules: head, drop, body"):
         attribute("similarity", net(), state, layer="neck", **OPTIONS)
     numbers = {"train": (TRAIN[0], TRAIN[0][:, 0]), "queries": (QUERIES[0], QUERIES[0][:, 0])}
-    with pytest.raises(ShapeError, match="no labels to share"):
+    with pytest.raises(ShapeError, match="no class to share"):
         attribute("similarity", nn.Linear(D, 1).double(), state, labels="same", **numbers)
     huge = (torch.full_like(TRAIN[0], 1e300), TRAIN[1])
     plain = nn.Sequential(nn.Linear(D, 4), nn.Linear(4, K)).double()
