@@ -6,8 +6,9 @@ With m' = b1 m + (1 - b1) g and v' = b2 v + (1 - b2) g^2, after t steps:
     "step"      m' / (1 - b1^(t+1)) / (sqrt(v' / (1 - b2^(t+1))) + eps)   the optimiser's own step
     "diagonal"  g / (sqrt(v) + eps)                                    linear in the gradient
 
-LESS keeps eps inside the root and corrects no bias. Its m is the same for every row, which shifts
-all scores of a query alike and leaves little of the row where b1 is near 1.
+LESS keeps eps inside the root and corrects no bias. Its m is the same for every row: it shifts all
+scores of a query nearly alike. On the digits MLP the second moments helped most inside a cosine
+(LDS 0.29, raw 0.20; of inner products 0.31 and 0.27).
 """
 
 from collections.abc import Mapping, Sequence

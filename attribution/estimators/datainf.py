@@ -7,8 +7,9 @@ For each layer with gradients g_i of the training loss, v of the output, and lam
               = -mean_c sum_layers [ v.g_k - mean_i (v.g_i)(g_i.g_k) / (lambda + |g_i|^2) ]
                 / (n lambda)
 
-The swap is exact where rows' gradients are orthogonal or lambda large. Gradients pass in blocks
-three times for each block of queries; [n, p] and [n, n] never exist.
+The swap is exact where the rows' gradients are equal but for their signs, and good where lambda is
+large beside |g_i|^2; on the digits MLP it cost half of the LDS (0.26, EK-FAC 0.57). Gradients pass
+in blocks three times for each block of queries; [n, p] and [n, n] never exist.
 """
 
 from collections.abc import Iterator
