@@ -15,11 +15,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from attribution.estimators.features import batch_rows
+from attribution.estimators.hidden import HiddenLayer
 from attribution.estimators.request import Clock, Record, Request, open_sink
 from attribution.outputs import Output, Task
 from attribution.rows import Rows
-from attribution.valuation.hidden import last_hidden
 from schemas.errors import ShapeError
 
 FloatArray = npt.NDArray[np.float64]
@@ -59,7 +58,11 @@ def knn_shapley(
 
 
 def estimate(
-    request: Request, *, k: int = NEIGHBOURS, features: tuple[Any, Any] | None = None
+    request: Request,
+    *,
+    k: int = NEIGHBOURS,
+    layer: str | None = None,
+    features: tuple[Any, Any] | None = None,
 ) -> tuple[npt.NDArray[np.float32], Record]:
     """kNN-Shapley on the last hidden layer of each checkpoint, averaged, or on given features.
 
@@ -68,11 +71,13 @@ def estimate(
             that > 0 still says that the row raises the output; values are shares of correct
             neighbours, never in the output's unit.
         k: Neighbours that vote.
+        layer: The module whose input measures distance; the last linear layer by default.
         features: (train [n, d], queries [m, d]) to measure distances in; then no model is run.
 
     Raises:
         ShapeError: It is a regression, the output is a function, or shapes do not fit.
         RecipeError: The model has no last hidden layer.
+        NotFound: It has no such layer.
     """
     if request.task != Task.CLASSIFICATION:
         raise ShapeError(f"knn_shapley counts correct labels, and the task is {request.task}")
@@ -82,7 +87,7 @@ def estimate(
         )
     sign = -1.0 if request.output == Output.LOSS else 1.0
     clock = Clock()
-    sides = [features] if features is not None else _hidden(request)
+    sides = [features] if features is not None else _hidden(request, layer)
     clock.stop("featurize")
     labels = [_targets(rows) for rows in (request.train, request.queries)]
     target, send = open_sink(request.out, len(request.queries), len(request.train))
@@ -95,7 +100,10 @@ def estimate(
         "damping": None,
         "chosen_from": "there is nothing to damp",
         "fingerprint": [],
-        "options": {"k": k, "features": "last hidden layer" if features is None else "given"},
+        "options": {
+            "k": k,
+            "features": (layer or "last hidden layer") if features is None else "given",
+        },
         "unit": f"share of the {k} nearest rows that have the query's label",
         "batch_size": request.batch_size,
         "seconds": clock.seconds,
@@ -143,20 +151,23 @@ def _blocks(
         yield part, values
 
 
-def _hidden(request: Request) -> list[tuple[FloatArray, FloatArray]]:
-    size = batch_rows(request.batch_size, 1)
-
-    def of(rows: Rows, state: Any) -> FloatArray:
-        return last_hidden(
+def _hidden(request: Request, layer: str | None) -> list[tuple[FloatArray, FloatArray]]:
+    pairs = []
+    for state in request.checkpoints:
+        hidden = HiddenLayer(
             request.model,
             state,
-            rows,
+            request.train,
+            layer=layer,
             device=request.device,
             dtype=request.dtype,
-            batch_size=size,
         )
-
-    return [(of(request.train, state), of(request.queries, state)) for state in request.checkpoints]
+        train, queries = (
+            hidden.run(rows, request.batch_size).inputs.double().cpu().numpy()
+            for rows in (request.train, request.queries)
+        )
+        pairs.append((train, queries))
+    return pairs
 
 
 def _targets(rows: Rows) -> npt.NDArray[np.int64]:

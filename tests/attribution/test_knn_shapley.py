@@ -171,5 +171,7 @@ def test_the_estimator_refuses_what_has_no_correct_label() -> None:
     with pytest.raises(ShapeError, match="name an output"):
         attribute("knn_shapley", net(), states(1), output=correct, **given)
     conv = nn.Sequential(nn.Unflatten(1, (1, D)), nn.Conv1d(1, CLASSES, D), nn.Flatten())
-    with pytest.raises(RecipeError, match=r"does not exist .* give features="):
+    with pytest.raises(RecipeError, match="calls no linear layer"):
         attribute("knn_shapley", conv, [conv.state_dict()], **given)
+    named = attribute("knn_shapley", conv, [conv.state_dict()], layer="2", **given)
+    assert named.record["options"]["features"] == "2"
