@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import linalg
 
+from attribution.statistics import ratio
+
 Float64 = npt.NDArray[np.float64]
 
 # Columns of one block of a product, so that no float copy of all masks is ever held.
@@ -89,6 +91,7 @@ class Fits(NamedTuple):
         noise: Float64 [n_kappa], sigma^2, on G - (columns used) degrees of freedom.
         errors: Float64 [n_kappa, G], what each subset is mispredicted by when it leaves the fit
             and the coefficients are fitted anew.
+        standard: Float64 [n_kappa, G], the same over their standard deviations.
         dropped: Bool [n_kappa], whether the last column was left out.
     """
 
@@ -96,6 +99,7 @@ class Fits(NamedTuple):
     dual: Float64
     noise: Float64
     errors: Float64
+    standard: Float64
     dropped: npt.NDArray[np.bool_]
 
 
@@ -144,18 +148,22 @@ class Spectrum:
         )
         basis, target = solved[..., :-1], solved[..., -1]
         normal = white[:, :-1].T @ basis
-        coefficients: Float64 = np.linalg.solve(normal, white[:, :-1].T @ solved[..., -1:])[..., 0]
+        found = np.linalg.solve(normal, white[:, :-1].T @ solved[..., -1:])
+        coefficients: Float64 = np.asarray(found[..., 0], dtype=np.float64)
         # P y and the diagonal of P = C^-1 - C^-1 F A^-1 F'C^-1.
         projected = target - np.einsum("kgp,kp->kg", basis, coefficients)
         spent = np.linalg.solve(normal, np.swapaxes(basis, 1, 2))
         own = (self.vectors**2 @ shrink.T).T - np.einsum("kgp,kpg->kg", basis, spent)
         residual = white[:, -1] - coefficients @ white[:, :-1].T
         noise = np.maximum(np.einsum("kg,kg->k", residual, projected), 0.0)
+        noise /= len(outputs) - columns.shape[1]
+        own = np.maximum(own, _NEVER)
         return Fits(
             coefficients=coefficients,
             dual=self.root * projected,
-            noise=noise / (len(outputs) - columns.shape[1]),
-            errors=projected / np.maximum(own, _NEVER) / self.root,
+            noise=noise,
+            errors=projected / own / self.root,
+            standard=ratio(projected, np.sqrt(own * noise[:, None])),
             dropped=np.zeros(len(kappas), dtype=bool),
         )
 

@@ -9,7 +9,7 @@ error, and the prior alone is always among the candidates.
 
 import functools
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,12 +21,15 @@ from optimize.posterior import Float64, Points, Posterior, Spectrum, gram, gram_
 from optimize.subsets import Subsets, checked_rho, checked_weights, query_weights, standard
 from schemas.errors import ShapeError
 
+if TYPE_CHECKING:
+    from optimize.averaged import MeanDatamodel
+
 MeanSd = tuple[Float64, Float64]
 BoolArray = npt.NDArray[np.bool_]
 
 # Noise of a mean output over that of the prior, lambda / (tr(K)/G). Measured best between 1 and 5
 # (digits MLP and CNN, Fashion-MNIST; 25 to 400 retrainings), so infinity is last, not likeliest.
-RHOS = (*(float(f"{rho:.3g}") for rho in np.geomspace(0.1, 100, 13)), np.inf)
+RHOS = (*(float(f"{rho:.3g}") for rho in np.geomspace(0.01, 100, 17)), np.inf)
 # Sums of scores that vary less than this, relative to the scores, say nothing about the scale.
 _FLAT = 1e-10
 
@@ -135,7 +138,7 @@ class LinearDatamodel:
         chosen = self.checked(masks)
         mean = self.intercept + subset_sums(chosen, self.weights)
         points, size = Points(chosen, self.subsets.points.centre), chosen.sum(axis=1)
-        variance = self._variance(points, size - self.subsets.mean_size, 1.0)
+        variance = self.variance(points, size - self.subsets.mean_size, 1.0)
         return mean, np.sqrt(variance + self.residual_sd**2)
 
     def predict_change(
@@ -153,45 +156,28 @@ class LinearDatamodel:
             seeds: Models averaged on each side. Their seed noise is divided by it, lack of fit is
                 not; without effect where the bank trained no subset twice. None: one model a side.
         """
-        if seeds is not None and seeds < 1:
-            raise ShapeError(f"seeds is {seeds}; give the number of models on each side")
-        first, second = np.broadcast_arrays(self.checked(before), self.checked(after))
-        moved = second.astype(np.int8) - first.astype(np.int8)
-        grown = moved.sum(axis=1, dtype=np.int64)
-        mean = subset_sums(second, self.weights) - subset_sums(first, self.weights)
-        variance = self._variance(Points(moved, None), grown, 0.0)
-        lack = self.lack_of_fit_sd**2
-        noise = 2 * (lack + (self.residual_sd**2 - lack) / (seeds or 1))
+        points, grown = self.moves(before, after)
+        mean = points.dot(self.weights.T)
+        variance = self.variance(points, grown, 0.0)
+        noise = noise_of_change(self.residual_sd, self.lack_of_fit_sd, seeds)
         return mean, np.sqrt(variance + noise)
 
     def interval(
         self, mean: npt.ArrayLike, sd: npt.ArrayLike, *, confidence: float = 0.9
     ) -> tuple[Float64, Float64]:
         """Bounds of what `predict` or `predict_change` returned, by quantiles of t."""
-        reach = stats.t.ppf((1 + confidence) / 2, self.dof) * np.asarray(sd)
-        return np.asarray(mean) - reach, np.asarray(mean) + reach
+        return t_interval(mean, sd, self.dof, confidence)
 
-    def averaged(self, queries: npt.ArrayLike | None = None) -> "LinearDatamodel":
-        """The surrogate of a mean over queries, fitted anew to the averaged rows of the bank.
-
-        The errors of different queries correlate, since one model makes them all, so the spread
-        of a mean cannot be had from the spreads of its parts. `rho` stays that of all queries:
-        one row chooses badly (relative squared error of the mean margin of 20 to 100 queries with
-        100 retrainings, three splits of digits: 0.56, 0.67, 0.56; with a rho of its own 0.59,
-        0.70, 0.58; by the prior alone 0.57, 0.69, 0.59).
+    def averaged(self, queries: npt.ArrayLike | None = None) -> "MeanDatamodel":
+        """The surrogate of a mean over queries: `optimize.averaged.MeanDatamodel`.
 
         Args:
             queries: Integer rows of the scores, a bool mask [n_query], or non-negative float
                 weights [n_query], which are brought to sum 1. None: all queries alike.
         """
-        weights = query_weights(queries, len(self.tau))
-        used = np.flatnonzero(weights)
-        outputs = np.asarray(self.bank.outputs)[:, used].astype(np.float64) @ weights[used]
-        tau = weights[used] @ self.tau[used].astype(np.float64)
-        averaged = _Rows(
-            masks=np.asarray(self.bank.masks), outputs=outputs[:, None], alpha=self.bank.alpha
-        )
-        return calibrate(tau[None], averaged, weights=self.row_weights, rho=self.rho)
+        from optimize.averaged import MeanDatamodel
+
+        return MeanDatamodel.of(self, query_weights(queries, len(self.tau)))
 
     def covariance(
         self, query: int, points: Points, above: npt.ArrayLike, constant: float
@@ -233,7 +219,13 @@ class LinearDatamodel:
             )
         return chosen
 
-    def _variance(self, points: Points, above: npt.ArrayLike, constant: float) -> Float64:
+    def moves(self, before: npt.ArrayLike, after: npt.ArrayLike) -> tuple[Points, Float64]:
+        """Changes from subsets to subsets as points, and how many rows each adds, [M]."""
+        first, second = np.broadcast_arrays(self.checked(before), self.checked(after))
+        moved = second.astype(np.int8) - first.astype(np.int8)
+        return Points(moved, None), moved.sum(axis=1, dtype=np.float64)
+
+    def variance(self, points: Points, above: npt.ArrayLike, constant: float) -> Float64:
         """Posterior variance of x'beta, [N, n_query]; infinite where the size is unknown."""
         found = np.empty((len(points.rows), len(self.tau)))
         for query in range(len(self.tau)):
@@ -254,6 +246,9 @@ class Chosen(NamedTuple):
         dual: C^-1 r, float64 [n_query, G].
         centre: The prediction at the mean mask [n_query].
         unit: Brings the sums of standardised scores to spread 1 over the bank [n_query].
+        errors: Leave-one-mask-out errors, float64 [n_query, G].
+        prior_errors: The same of the prior alone.
+        standard: The first over their standard deviations, each query of mean square 1.
     """
 
     kappa: Float64
@@ -261,15 +256,29 @@ class Chosen(NamedTuple):
     dual: Float64
     centre: Float64
     unit: Float64
+    errors: Float64
+    prior_errors: Float64
+    standard: Float64
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Rows:
-    """The averaged rows of a bank, themselves a bank of one query."""
+def noise_of_change(residual_sd: Float64, lack_of_fit_sd: Float64, seeds: int | None) -> Float64:
+    """Noise variance of a change between two subsets, `seeds` models a side.
 
-    masks: BoolArray
-    outputs: Float64
-    alpha: npt.NDArray[np.floating] | None
+    Raises:
+        ShapeError: There is no model.
+    """
+    if seeds is not None and seeds < 1:
+        raise ShapeError(f"seeds is {seeds}; give the number of models on each side")
+    lack = lack_of_fit_sd**2
+    return 2 * (lack + (residual_sd**2 - lack) / (seeds or 1))
+
+
+def t_interval(
+    mean: npt.ArrayLike, sd: npt.ArrayLike, dof: npt.ArrayLike, confidence: float
+) -> tuple[Float64, Float64]:
+    """Bounds mean -/+ t sd."""
+    reach = stats.t.ppf((1 + confidence) / 2, dof) * np.asarray(sd)
+    return np.asarray(mean) - reach, np.asarray(mean) + reach
 
 
 def calibrate(
@@ -306,7 +315,9 @@ def calibrate(
     rhos = RHOS if rho is None else (checked_rho(rho), np.inf)
     subsets = Subsets.of(bank, row_weights, tau)
     found = _fit_all(tau, subsets, rhos)
-    best = _choose(found.squares) if rho is None else 0
+    per_variance = ratio(np.ones(len(tau)), subsets.outputs.var(axis=0))
+    squares = found.errors**2 * per_variance[:, None, None]
+    best = _choose(squares) if rho is None else 0
     pick = np.arange(len(tau)), best
     noise, coefficients = found.noise[pick], found.coefficients[pick]
     total, lack = subsets.spreads(noise)
@@ -322,11 +333,20 @@ def calibrate(
         dropped=found.dropped[pick],
         rho=rhos[best],
         rhos=rhos,
-        errors=found.squares.mean(axis=2).T,
+        errors=squares.mean(axis=2).T,
         bank=bank,
         row_weights=row_weights,
         subsets=subsets,
-        chosen=Chosen(found.kappa[pick], noise, found.dual[pick], coefficients[:, 0], found.unit),
+        chosen=Chosen(
+            kappa=found.kappa[pick],
+            noise=noise,
+            dual=found.dual[pick],
+            centre=coefficients[:, 0],
+            unit=found.unit,
+            errors=found.errors[pick],
+            prior_errors=found.errors[:, -1],
+            standard=_of_mean_square_one(found.standard[pick]),
+        ),
     )
 
 
@@ -337,7 +357,8 @@ class _Path(NamedTuple):
     noise: Float64
     coefficients: Float64
     dual: Float64
-    squares: Float64  # squared leave-one-mask-out errors over the outputs' variance
+    errors: Float64
+    standard: Float64
     dropped: BoolArray
     unit: Float64  # [n_query]
 
@@ -351,11 +372,11 @@ def _fit_all(tau: npt.NDArray[np.floating], subsets: Subsets, rhos: tuple[float,
         noise=np.zeros(grid),
         coefficients=np.zeros((*grid, shared.shape[1] + 1)),
         dual=np.zeros((*grid, n_subsets)),
-        squares=np.zeros((*grid, n_subsets)),
+        errors=np.zeros((*grid, n_subsets)),
+        standard=np.zeros((*grid, n_subsets)),
         dropped=np.zeros(grid, dtype=bool),
         unit=np.ones(n_query),
     )
-    spread = subsets.outputs.var(axis=0)
     for query in range(n_query):
         row = standard(tau[query])
         sums = own.dot(row[:, None])
@@ -376,7 +397,7 @@ def _fit_all(tau: npt.NDArray[np.floating], subsets: Subsets, rhos: tuple[float,
             fits.dropped,
         )
         found.coefficients[query], found.dual[query] = fits.coefficients, fits.dual
-        found.squares[query] = ratio(fits.errors**2, np.full(fits.errors.shape, spread[query]))
+        found.errors[query], found.standard[query] = fits.errors, fits.standard
     return found
 
 
@@ -392,6 +413,11 @@ def _choose(squares: Float64) -> int:
     excess = pooled - pooled[int(mean.argmin())]
     allowed = excess.std(axis=1, ddof=1) / np.sqrt(excess.shape[1])
     return int(np.flatnonzero(excess.mean(axis=1) <= allowed).max())
+
+
+def _of_mean_square_one(errors: Float64) -> Float64:
+    size = np.sqrt((errors**2).mean(axis=1, keepdims=True))
+    return ratio(errors, np.broadcast_to(size, errors.shape))
 
 
 def _variances(tau: npt.NDArray[Any]) -> Float64:

@@ -109,7 +109,7 @@ def test_a_retrain_bank_is_calibrated_and_other_outputs_are_refused() -> None:
     bank = RetrainBank(masks=made.masks, outputs=made.outputs, seeds=np.arange(60))
     model = calibrate(tau, bank)
     np.testing.assert_allclose(model.scale, calibrate(tau, made).scale, rtol=1e-5)
-    np.testing.assert_allclose(model.averaged([1]).scale, model.scale[1])
+    np.testing.assert_allclose(model.averaged([1]).weights[0], model.weights[1])
 
     class Scored(np.ndarray):
         record: dict[str, str]
@@ -120,20 +120,34 @@ def test_a_retrain_bank_is_calibrated_and_other_outputs_are_refused() -> None:
         calibrate(scores, bank)
 
 
-def test_row_weights_count_like_repeated_rows() -> None:
+def test_a_row_of_no_weight_is_not_there_and_a_heavy_one_is_followed() -> None:
     tau, bank = world(4, noise=2.0)
-    times = np.tile([1, 3], 30)
-    repeated = SimpleNamespace(
-        masks=np.repeat(bank.masks, times, axis=0),
-        outputs=np.repeat(bank.outputs, times, axis=0),
-        alpha=None,
-    )
-    weighted, longhand = calibrate(tau, bank, weights=times), calibrate(tau, repeated)
-    np.testing.assert_allclose(weighted.scale, longhand.scale)
-    np.testing.assert_allclose(weighted.size_effect, longhand.size_effect)
     without = calibrate(tau, bank, weights=np.arange(60) < 40)
     short = SimpleNamespace(masks=bank.masks[:40], outputs=bank.outputs[:40], alpha=None)
+    np.testing.assert_allclose(without.weights, calibrate(tau, short).weights)
     np.testing.assert_allclose(without.residual_sd, calibrate(tau, short).residual_sd)
+    small = bank.masks.sum(axis=1) < 50
+    bank.outputs[small] *= 2
+    leaning = calibrate(tau, bank, weights=np.where(small, 100.0, 1.0))
+    only = calibrate(tau, bank, weights=small)
+    np.testing.assert_allclose(leaning.scale, only.scale, rtol=0.1)
+
+
+def test_many_models_of_one_subset_weigh_little_more_than_one() -> None:
+    """Their lack of fit is one draw; without lack of fit each counts in full."""
+    for lack, bounds in ((4.0, (0.85, 1.0)), (0.0, (0.0, 0.3))):
+        tau, bank = world(13, models=40, seeds=2, noise=2.0, lack=lack)
+        times = np.where(np.arange(160) < 2, 10, 1)
+        again = SimpleNamespace(
+            masks=np.repeat(bank.masks, times, axis=0),
+            outputs=np.repeat(bank.outputs, times, axis=0),
+            alpha=None,
+        )
+        rng = np.random.default_rng(14)
+        again.outputs = again.outputs + 0.2 * rng.standard_normal(again.outputs.shape)
+        relative = calibrate(tau, again).subsets.variances
+        ratio = relative[0] / relative[1]
+        assert bounds[0] <= ratio <= bounds[1]
 
 
 def test_a_negative_scale_is_dropped_and_reported() -> None:
@@ -143,10 +157,11 @@ def test_a_negative_scale_is_dropped_and_reported() -> None:
     assert model.dropped.tolist() == [False, False, True, False, False, False]
     assert model.scale[2] == 0
     assert model.dof[2] == 58
-    size = bank.masks.sum(axis=1)
-    line = stats.linregress(size, bank.outputs[:, 2])
-    assert model.size_effect[2] == pytest.approx(line.slope)
-    assert model.intercept[2] == pytest.approx(line.intercept)
+    # With the prior alone, what is left is a line through the sizes.
+    alone = calibrate(tau, bank, rho=np.inf)
+    line = stats.linregress(bank.masks.sum(axis=1), bank.outputs[:, 2])
+    np.testing.assert_allclose(alone.weights[2], line.slope)
+    assert alone.intercept[2] == pytest.approx(line.intercept)
 
 
 @pytest.mark.parametrize("shares", [(0.5,), (0.5, 0.9)])
@@ -190,27 +205,69 @@ def test_arrays_that_do_not_fit_are_refused() -> None:
         calibrate(tau, bank)
 
 
-def test_the_surrogate_of_a_mean_is_fitted_to_the_averaged_rows() -> None:
-    tau, bank = world(10, noise=2.0)
-    bank.outputs += 5 * np.random.default_rng(0).standard_normal((60, 1))
+def test_the_effects_of_a_mean_are_the_mean_of_the_effects() -> None:
+    tau, bank, _ = deviating(10, models=60, noise=1.0)
     model = calibrate(tau, bank)
-    mean = model.averaged()
-    direct = calibrate(
-        tau.mean(axis=0)[None],
-        SimpleNamespace(masks=bank.masks, outputs=bank.outputs.mean(axis=1)[:, None], alpha=None),
-    )
-    np.testing.assert_allclose(mean.scale, direct.scale)
-    np.testing.assert_allclose(mean.residual_sd, direct.residual_sd)
-    # Errors of queries correlate: as if independent they would average to a third of this.
-    independent = np.sqrt((model.residual_sd**2).sum()) / 6
-    assert mean.residual_sd[0] > 2 * independent
+    fresh = np.random.default_rng(0).random((4, 80)) < 0.6
     rows = model.averaged([0, 2])
-    np.testing.assert_allclose(rows.scale, model.averaged(np.eye(6)[[0, 2]].sum(axis=0)).scale)
-    mask = np.array([True, False, True, False, False, False])
-    np.testing.assert_allclose(rows.scale, model.averaged(mask).scale)
+    np.testing.assert_allclose(rows.weights[0], model.weights[[0, 2]].mean(axis=0))
+    mean, change = model.predict(fresh)[0], model.predict_change(fresh[:2], fresh[2:])[0]
+    np.testing.assert_allclose(rows.predict(fresh)[0][:, 0], mean[:, [0, 2]].mean(axis=1))
+    found = rows.predict_change(fresh[:2], fresh[2:])[0]
+    np.testing.assert_allclose(found[:, 0], change[:, [0, 2]].mean(axis=1))
+    for same in (np.eye(6)[[0, 2]].sum(axis=0), np.isin(np.arange(6), [0, 2])):
+        np.testing.assert_allclose(model.averaged(same).weights, rows.weights)
     for bad in ([6], [-1], [1.0, 2.0], np.zeros(6), -np.ones(6)):
         with pytest.raises(ShapeError, match="quer"):
             model.averaged(bad)
+
+
+def test_the_mean_of_one_query_is_that_query() -> None:
+    tau, bank, _ = deviating(11, models=60, noise=1.0)
+    model, fresh = calibrate(tau, bank), np.random.default_rng(1).random((4, 80)) < 0.6
+    alone = model.averaged([3])
+    np.testing.assert_allclose(alone.predict(fresh)[0][:, 0], model.predict(fresh)[0][:, 3])
+    np.testing.assert_allclose(alone.predict(fresh)[1][:, 0], model.predict(fresh)[1][:, 3])
+    assert alone.error[0] == pytest.approx(model.error[3])
+    everything = np.ones(80, dtype=bool)
+    assert np.isfinite(alone.predict_change(fresh[0], everything)[1]).all()
+    one_size = SimpleNamespace(masks=bank.masks[:30], outputs=bank.outputs[:30], alpha=None)
+    known = calibrate(tau, one_size).averaged()
+    assert np.isinf(known.predict_change(fresh[0], everything)[1]).all()
+
+
+@pytest.mark.parametrize("shared", [0.0, 3.0])
+def test_intervals_of_a_mean_cover_nine_in_ten_whether_or_not_errors_are_shared(
+    shared: float,
+) -> None:
+    """One model makes the errors of all queries: `shared` is the part they have in common."""
+    inside_one, inside_change = [], []
+    for key in range(60):
+        tau, bank, beta = deviating(4_000 + key, models=40, noise=2.0, n_query=8, spread=0.5)
+        rng = np.random.default_rng(5_000 + key)
+        bank.outputs += shared * rng.standard_normal((40, 1))
+        mean = calibrate(tau, bank).averaged()
+        fresh = rng.random((12, 80)) < 0.6
+        seen = 1.5 + fresh @ beta.mean(axis=0) + shared * rng.standard_normal(12)
+        seen = (seen + 2.0 / np.sqrt(8) * rng.standard_normal(12))[:, None]
+        inside_one.append(coverage(*mean.interval(*mean.predict(fresh)), seen))
+        change = mean.predict_change(fresh[:6], fresh[6:])
+        inside_change.append(coverage(*mean.interval(*change), seen[6:] - seen[:6]))
+    assert 0.86 <= np.mean(inside_one) <= 0.94
+    assert 0.86 <= np.mean(inside_change) <= 0.94
+
+
+def test_seeds_of_a_mean_average_its_own_seed_noise() -> None:
+    """Shared seed noise 3, shared lack of fit 4, nothing of a query's own."""
+    tau, bank = world(19, models=400, seeds=2)
+    rng = np.random.default_rng(20)
+    bank.outputs += 4.0 * np.repeat(rng.standard_normal((800, 1)), 2, axis=0)
+    bank.outputs += 3.0 * rng.standard_normal((1600, 1))
+    mean = calibrate(tau, bank).averaged()
+    np.testing.assert_allclose(mean.residual_sd, 5.0, rtol=0.08)
+    np.testing.assert_allclose(mean.lack_of_fit_sd, 4.0, rtol=0.12)
+    many = mean.predict_change(bank.masks[0], bank.masks[2], seeds=9)[1]
+    np.testing.assert_allclose(many, np.sqrt(2 * (16 + 1)), rtol=0.12)
 
 
 def test_more_seeds_average_seed_noise_away_and_not_lack_of_fit() -> None:
@@ -234,13 +291,88 @@ def test_seeds_change_nothing_where_no_subset_was_trained_twice() -> None:
         model.predict_change(bank.masks[0], bank.masks[1], seeds=0)
 
 
+def test_a_bank_that_holds_only_noise_returns_the_prior() -> None:
+    """Outputs are the scaled scores and noise: no row deviates, so none may be moved far."""
+    kept, closer = 0, []
+    for key in range(12):
+        tau, bank = world(100 + key, shares=(0.5,), models=40, noise=6.0, n_query=30)
+        model, prior = calibrate(tau, bank), calibrate(tau, bank, rho=np.inf)
+        kept += model.rho >= 10
+        far = np.linalg.norm(model.weights - prior.weights) / np.linalg.norm(prior.weights)
+        closer.append(far)
+        assert model.error.mean() <= 1.02 * prior.error.mean()
+    assert kept >= 11
+    assert np.median(closer) < 0.05
+
+
+def test_what_the_bank_knows_beyond_the_scores_is_learned() -> None:
+    """Effects are a tau plus deviations of variance |tau|; the truth is known."""
+    tau, bank, beta = deviating(15, models=300, noise=1.0)
+    model, prior = calibrate(tau, bank), calibrate(tau, bank, rho=np.inf)
+    error = np.linalg.norm(model.weights - beta)
+    assert error < 0.75 * np.linalg.norm(prior.weights - beta)
+    assert model.error.mean() < 0.75 * prior.error.mean()
+    found = model.diagnostics()
+    assert found["prior_error"] == pytest.approx(prior.error.mean())
+    assert found["explained"] == pytest.approx(1 - model.error.mean())
+    np.testing.assert_allclose(model.prior_sd, 1.5, rtol=0.35)
+
+
+def deviating(
+    key: int, *, models: int, noise: float, n_train: int = 80, n_query: int = 6, spread: float = 1.5
+) -> tuple[np.ndarray, SimpleNamespace, np.ndarray]:
+    """A world drawn from the model itself: tau, a bank of two sizes, the true effects."""
+    rng = np.random.default_rng(key)
+    tau = rng.standard_normal((n_query, n_train))
+    size = np.abs(tau) / np.abs(tau).mean(axis=1, keepdims=True)
+    beta = 2.5 * tau + 0.03 + spread * np.sqrt(size) * rng.standard_normal(tau.shape)
+    masks = np.concatenate([subsets(rng, models // 2, n_train, share) for share in (0.5, 0.7)])
+    outputs = 1.5 + masks @ beta.T + noise * rng.standard_normal((len(masks), n_query))
+    return tau, SimpleNamespace(masks=masks, outputs=outputs, alpha=None), beta
+
+
+def test_the_order_of_the_rows_does_not_matter() -> None:
+    tau, bank, _ = deviating(16, models=40, noise=1.0)
+    order = np.random.default_rng(17).permutation(40)
+    shuffled = SimpleNamespace(masks=bank.masks[order], outputs=bank.outputs[order], alpha=None)
+    one, other = calibrate(tau, bank), calibrate(tau, shuffled)
+    np.testing.assert_allclose(other.weights, one.weights, atol=1e-10)
+    np.testing.assert_allclose(other.predict(bank.masks)[1], one.predict(bank.masks)[1])
+
+
+def test_a_ratio_can_be_given() -> None:
+    tau, bank, _ = deviating(18, models=60, noise=1.0)
+    model = calibrate(tau, bank, rho=2.5)
+    assert model.rho == 2.5
+    assert model.rhos == (2.5, np.inf)
+    with pytest.raises(ShapeError, match="rho is 0"):
+        calibrate(tau, bank, rho=0)
+
+
+@pytest.mark.parametrize("models", [25, 60])
+def test_intervals_of_effects_drawn_from_the_prior_cover_nine_in_ten(models: int) -> None:
+    """New subsets, and changes between them, one retraining each."""
+    inside_one, inside_change = [], []
+    for key in range(25):
+        tau, bank, beta = deviating(2_000 + key, models=models, noise=3.0, n_query=12)
+        model = calibrate(tau, bank)
+        rng = np.random.default_rng(3_000 + key)
+        fresh = rng.random((12, 80)) < 0.6
+        seen = 1.5 + fresh @ beta.T + 3.0 * rng.standard_normal((12, 12))
+        inside_one.append(coverage(*model.interval(*model.predict(fresh)), seen))
+        change = model.predict_change(fresh[:6], fresh[6:])
+        inside_change.append(coverage(*model.interval(*change), seen[6:] - seen[:6]))
+    assert 0.88 <= np.mean(inside_one) <= 0.92
+    assert 0.88 <= np.mean(inside_change) <= 0.92
+
+
 @pytest.mark.parametrize("seeds", [1, 2])
 def test_ninety_percent_intervals_cover_nine_in_ten(seeds: int) -> None:
     """Few subsets and lack of fit shared by a subset's seeds; new subsets, one retraining each."""
     inside_one, inside_change = [], []
-    for key in range(60):
+    for key in range(40):
         rng = np.random.default_rng(1_000 + key)
-        tau, bank = world(key, models=7, seeds=seeds, n_train=40, n_query=20, noise=2.0, lack=2.0)
+        tau, bank = world(key, models=7, seeds=seeds, n_train=40, n_query=12, noise=2.0, lack=2.0)
         model = calibrate(tau, bank)
         fresh = rng.random((8, 40)) < 0.95
         truth = 1.5 + 2.5 * fresh @ tau.T + 0.03 * fresh.sum(axis=1)[:, None]
