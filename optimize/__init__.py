@@ -9,23 +9,36 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from optimize.averaged import MeanDatamodel
+    from optimize.datamodel import LinearDatamodel
+    from optimize.design import Bought, NextMasks, bought, next_masks
     from optimize.problem import Selection, Solution, Status
     from optimize.select import balanced_subset, random_subset, solve_selection
-    from optimize.surrogate import LinearDatamodel, calibrate
+    from optimize.surrogate import calibrate
 
 __all__ = [
+    "Bought",
     "LinearDatamodel",
+    "MeanDatamodel",
+    "NextMasks",
     "Selection",
     "Solution",
     "Status",
     "balanced_subset",
+    "bought",
     "calibrate",
+    "next_masks",
     "random_subset",
     "solve_selection",
 ]
 
 _HOMES = {
-    "LinearDatamodel": "optimize.surrogate",
+    "LinearDatamodel": "optimize.datamodel",
+    "MeanDatamodel": "optimize.averaged",
+    "Bought": "optimize.design",
+    "NextMasks": "optimize.design",
+    "bought": "optimize.design",
+    "next_masks": "optimize.design",
     "Selection": "optimize.problem",
     "Solution": "optimize.problem",
     "Status": "optimize.problem",

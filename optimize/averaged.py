@@ -17,14 +17,9 @@ from types import SimpleNamespace
 import numpy as np
 import numpy.typing as npt
 
+from optimize.datamodel import LinearDatamodel, MeanSd, noise_of_change, t_interval
 from optimize.posterior import Float64, Points
 from optimize.subsets import Subsets
-from optimize.surrogate import (
-    LinearDatamodel,
-    MeanSd,
-    noise_of_change,
-    t_interval,
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,13 +69,16 @@ class MeanDatamodel:
             prior_error=_mean_square(shares @ parent.chosen.prior_errors) / spread,
         )
 
+    def expect(self, masks: npt.ArrayLike) -> Float64:
+        """The means of `predict`, without the work that its sd takes: [M, 1]."""
+        return self.intercept + Points(self.parent.checked(masks), None).dot(self.weights.T)
+
     def predict(self, masks: npt.ArrayLike) -> MeanSd:
         """The mean output after training on each subset, as `LinearDatamodel.predict`: [M, 1]."""
         chosen = self.parent.checked(masks)
         size = chosen.sum(axis=1) - self.parent.subsets.mean_size
         points = Points(chosen, self.parent.subsets.points.centre)
-        mean = self.intercept + Points(chosen, None).dot(self.weights.T)
-        return mean, np.sqrt(self._variance(points, size, 1.0) + self.residual_sd**2)
+        return self.expect(chosen), np.sqrt(self._variance(points, size, 1.0) + self.residual_sd**2)
 
     def predict_change(
         self, before: npt.ArrayLike, after: npt.ArrayLike, *, seeds: int | None = None

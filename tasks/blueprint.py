@@ -48,8 +48,8 @@ VERSIONS = {
     "features": FEATURES_VERSION,
     "scores": 2,
     "lds": 2,
-    "solution": 1,
-    "verdict": 2,
+    "solution": 2,
+    "verdict": 3,
     "run": 1,
     "tracking": 1,
 }

@@ -21,7 +21,7 @@ from tasks.reporting import figures
 from tasks.reporting.bakeoff import Contender, bake_off
 from tasks.reporting.tracking import log_run
 from tasks.score import PER_QUERY_FILE
-from tasks.solve import CHOICE_FILE, JUDGE_FILE, UTILITY_FILE, averaged, surrogate_of
+from tasks.solve import CHOICE_FILE, UTILITY_FILE, surrogate_of
 from tasks.verdict import MASKS_FILE
 
 if TYPE_CHECKING:
@@ -126,22 +126,20 @@ def _against_observed(
 ) -> tuple[FloatArray, FloatArray, list[str], dict[str, tuple[float, float]]]:
     """The mean output on the judging rows: of the models that only evaluate, and of each arm."""
     ids = plan.sets.ids(plan.spec.verdict.judge_on)
-    solution = plan.sealed("solution", plan.solution_key(problem))
     verdict = plan.sealed("verdict", plan.verdict_key(problem))
-    scores = np.load(plan.artifacts.folder(solution) / JUDGE_FILE)
-    surrogate = surrogate_of(plan, scores, ids, output)
-    bank = averaged(open_bank(plan, "evaluate", ids, output))
+    surrogate = surrogate_of(plan, problem, plan.spec.verdict.judge_on)
+    bank = open_bank(plan, "evaluate", ids, output)
     masks = np.load(plan.artifacts.folder(verdict) / MASKS_FILE).reshape(
         len(arms), -1, plan.n_train
     )
     records: Any = verdict.facts["arms"]
     points = {
-        arm["arm"]: (float(surrogate.predict(subsets)[0].mean()), float(arm["value"][0]))
+        arm["arm"]: (float(surrogate.expect(subsets).mean()), float(arm["value"][0]))
         for arm, subsets in zip(records, masks, strict=True)
     }
     sizes = bank.masks.mean(axis=1)
     groups = [f"{share:.0%} of the rows" for share in sizes]
-    return surrogate.predict(bank.masks)[0][:, 0], bank.outputs[:, 0], groups, points
+    return surrogate.expect(bank.masks)[:, 0], bank.outputs.mean(axis=1), groups, points
 
 
 def _worst(plan: Blueprint, problem: "ProblemSpec") -> tuple[FloatArray, list[str]]:

@@ -22,13 +22,12 @@ from tasks.job import Job, blueprint
 from tasks.progress import advance
 from tasks.solve import (
     CHOICE_FILE,
-    JUDGE_FILE,
     predicted_change,
     surrogate_of,
 )
 
 if TYPE_CHECKING:
-    from optimize.surrogate import LinearDatamodel
+    from optimize.averaged import MeanDatamodel
 
 STAGE = "verdict"
 CHOSEN, ALL = "chosen", "all"
@@ -81,8 +80,7 @@ def _judge(plan: Blueprint, problem: ProblemSpec, key: str) -> Manifest:
     names = retrained(plan, stacked, seeds)
     logits = logits_of(plan, names)
     output = str(solution.facts["output"])
-    judged = plan.sets.ids(plan.spec.verdict.judge_on)
-    surrogate = surrogate_of(plan, np.load(folder / JUDGE_FILE), judged, output)
+    surrogate = surrogate_of(plan, problem, plan.spec.verdict.judge_on)
     arms = compare(plan, masks, logits, surrogate, output)
     inputs = {"solution": solution.key, "trained_by": plan.trained_by}
     with plan.artifacts.seal(STAGE, key, version=VERSIONS[STAGE], inputs=inputs) as draft:
@@ -121,7 +119,7 @@ def compare(
     plan: Blueprint,
     masks: dict[str, BoolArray],
     logits: NDArray[np.float32],
-    surrogate: "LinearDatamodel",
+    surrogate: "MeanDatamodel",
     output: str,
 ) -> list[dict[str, Any]]:
     """What each arm did, against all rows and against the choice; one record an arm."""
