@@ -13,13 +13,17 @@ that: digits MLP, three splits, 0.52 and 0.56, 0.62 and 0.67, 0.51 and 0.56; Fas
 import dataclasses
 from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from optimize.datamodel import LinearDatamodel, MeanSd, noise_of_change, t_interval
+from optimize.intervals import MeanSd, noise_of_change, t_interval
 from optimize.posterior import Float64, Points
 from optimize.subsets import Subsets
+
+if TYPE_CHECKING:
+    from optimize.datamodel import LinearDatamodel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +42,7 @@ class MeanDatamodel:
         prior_error: Float64 [1], the same of the prior alone.
     """
 
-    parent: LinearDatamodel
+    parent: "LinearDatamodel"
     shares: Float64
     weights: Float64
     intercept: Float64
@@ -49,7 +53,7 @@ class MeanDatamodel:
     prior_error: Float64
 
     @classmethod
-    def of(cls, parent: LinearDatamodel, shares: Float64) -> "MeanDatamodel":
+    def of(cls, parent: "LinearDatamodel", shares: Float64) -> "MeanDatamodel":
         """The mean of a surrogate's queries by shares [n_query] of sum 1."""
         own = _averaged(parent, shares)
         noise = _together(np.sqrt(parent.chosen.noise)[None], parent, shares)
@@ -112,7 +116,7 @@ class MeanDatamodel:
         return found
 
 
-def _together(sds: Float64, parent: LinearDatamodel, shares: Float64) -> Float64:
+def _together(sds: Float64, parent: "LinearDatamodel", shares: Float64) -> Float64:
     """Variance of a mean over queries from their standard deviations [N, n_query]: [N].
 
     The correlations are those of the standardised leave-one-mask-out errors z [n_query, G],
@@ -121,7 +125,7 @@ def _together(sds: Float64, parent: LinearDatamodel, shares: Float64) -> Float64
     return np.asarray((((sds * shares) @ parent.chosen.standard) ** 2).mean(axis=1))
 
 
-def _averaged(parent: LinearDatamodel, shares: Float64) -> Subsets:
+def _averaged(parent: "LinearDatamodel", shares: Float64) -> Subsets:
     """The bank's subsets with the mean output as their only one."""
     outputs = np.asarray(parent.bank.outputs).astype(np.float64) @ shares
     bank = SimpleNamespace(masks=parent.bank.masks, outputs=outputs[:, None], alpha=None)

@@ -7,21 +7,18 @@ it is fitted is `optimize.surrogate`; here it predicts.
 
 import functools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
 
 from attribution.evaluate import Bank, subset_sums
+from optimize.averaged import MeanDatamodel
+from optimize.intervals import MeanSd, noise_of_change, t_interval
 from optimize.posterior import Float64, Points, Posterior, gram, gram_diagonal
 from optimize.subsets import Subsets, query_weights, standard
 from schemas.errors import ShapeError
 
-if TYPE_CHECKING:
-    from optimize.averaged import MeanDatamodel
-
-MeanSd = tuple[Float64, Float64]
 BoolArray = npt.NDArray[np.bool_]
 
 
@@ -162,15 +159,13 @@ class LinearDatamodel:
         """Bounds of what `predict` or `predict_change` returned, by quantiles of t."""
         return t_interval(mean, sd, self.dof, confidence)
 
-    def averaged(self, queries: npt.ArrayLike | None = None) -> "MeanDatamodel":
+    def averaged(self, queries: npt.ArrayLike | None = None) -> MeanDatamodel:
         """The surrogate of a mean over queries: `optimize.averaged.MeanDatamodel`.
 
         Args:
             queries: Integer rows of the scores, a bool mask [n_query], or non-negative float
                 weights [n_query], which are brought to sum 1. None: all queries alike.
         """
-        from optimize.averaged import MeanDatamodel
-
         return MeanDatamodel.of(self, query_weights(queries, len(self.tau)))
 
     def covariance(
@@ -257,26 +252,6 @@ class Chosen(NamedTuple):
     errors: Float64
     prior_errors: Float64
     standard: Float64
-
-
-def noise_of_change(residual_sd: Float64, lack_of_fit_sd: Float64, seeds: int | None) -> Float64:
-    """Noise variance of a change between two subsets, `seeds` models a side.
-
-    Raises:
-        ShapeError: There is no model.
-    """
-    if seeds is not None and seeds < 1:
-        raise ShapeError(f"seeds is {seeds}; give the number of models on each side")
-    lack = lack_of_fit_sd**2
-    return 2 * (lack + (residual_sd**2 - lack) / (seeds or 1))
-
-
-def t_interval(
-    mean: npt.ArrayLike, sd: npt.ArrayLike, dof: npt.ArrayLike, confidence: float
-) -> tuple[Float64, Float64]:
-    """Bounds mean -/+ t sd."""
-    reach = stats.t.ppf((1 + confidence) / 2, dof) * np.asarray(sd)
-    return np.asarray(mean) - reach, np.asarray(mean) + reach
 
 
 def variances_of(tau: npt.NDArray[Any]) -> Float64:
