@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from attribution.devices import resolve
-from attribution.estimators import describe
+from attribution.estimators import EstimatorDescription, describe
 from attribution.estimators.damping import BankRows
 from attribution.estimators.request import Record, Request, Sink
 from attribution.outputs import OutputLike, Task, output_name, task_of, task_output
@@ -50,8 +50,8 @@ class Scores(np.ndarray):
 
 def attribute(
     method: str,
-    model: nn.Module,
-    checkpoints: Sequence[Mapping[str, Any]],
+    model: nn.Module | None,
+    checkpoints: Sequence[Mapping[str, Any]] | None,
     *,
     train: Any,
     queries: Any,
@@ -71,12 +71,14 @@ def attribute(
     Args:
         method: A name listed by `attribution.estimators()`.
         model: Maps rows to logits [n, K]; its weights are replaced by each checkpoint's in a copy.
-        checkpoints: State dicts of independently trained models.
+            None for a method that reads the bank alone, such as "datamodel".
+        checkpoints: State dicts of independently trained models; none for such a method.
         train: (inputs [n, ...], targets [n]), or a map-style Dataset of (input, target).
         queries: The same for the examples to be explained.
         output: What is explained: "margin", "loss", "logprob", "logit", "prediction",
             "squared_error" or a function of (logits, targets); by default the task's own.
-        bank: Retrained models whose outputs [M, n_query] are this output; tunes the damping.
+        bank: Retrained models whose outputs [M, n_query] are this output; tunes the damping, or
+            is what a method is fitted to.
         task: "classification" or "regression"; by default read from the targets' type.
         aggregate: Weights [n_query] of the sum for which the damping is tuned.
         device: "auto", "cpu" or "cuda".
@@ -99,9 +101,14 @@ def attribute(
         RecipeError: The model has no per-example gradient.
         DeviceUnavailable: CUDA was asked for and is not there.
     """
-    estimate = _estimator(method, options)
-    if not checkpoints:
-        raise ShapeError("there is no checkpoint; give the state dict of one model or more")
+    known = _known(method)
+    estimate = _estimator(known, options)
+    if known.bank_only:
+        model, checkpoints = nn.Module(), ()
+    elif model is None or not checkpoints:
+        raise ShapeError(
+            "there is no checkpoint; give a model and the state dict of one or more of its kind"
+        )
     rows, asked = Rows(train, "train"), Rows(queries, "queries")
     kind = str(Task(task)) if task is not None else str(task_of(rows.batch(0, 1)[1]))
     request = Request(
@@ -133,11 +140,15 @@ def attribute(
     return Scores(values, common | record | {"seconds": seconds})
 
 
-def _estimator(method: str, options: Mapping[str, Any]) -> Estimator:
-    homes = {known.name: known.home for known in describe()}
-    if method not in homes:
-        raise NotFound(f"there is no estimator {method!r}{_nearest(method, list(homes))}")
-    module, _, name = homes[method].partition(":")
+def _known(method: str) -> EstimatorDescription:
+    known = {each.name: each for each in describe()}
+    if method not in known:
+        raise NotFound(f"there is no estimator {method!r}{_nearest(method, list(known))}")
+    return known[method]
+
+
+def _estimator(description: EstimatorDescription, options: Mapping[str, Any]) -> Estimator:
+    module, _, name = description.home.partition(":")
     estimate: Estimator = getattr(import_module(module), name)
     known = [
         parameter.name
@@ -146,7 +157,7 @@ def _estimator(method: str, options: Mapping[str, Any]) -> Estimator:
     ]
     for option in options:
         if option not in known:
-            raise NotFound(f"{method} has no option {option!r}{_nearest(option, known)}")
+            raise NotFound(f"{description.name} has no option {option!r}{_nearest(option, known)}")
     return estimate
 
 

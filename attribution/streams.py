@@ -35,6 +35,7 @@ class Purpose(StrEnum):
     POISON = "poison"
     VERDICT = "verdict"
     REMOVAL = "removal"
+    FOLDS = "folds"
 
 
 # Fixed for ever: a changed number is a changed experiment. New purposes take the next free one.
@@ -54,6 +55,7 @@ PURPOSE_CODES: dict[Purpose, int] = {
     Purpose.POISON: 13,
     Purpose.VERDICT: 14,
     Purpose.REMOVAL: 15,
+    Purpose.FOLDS: 16,
 }
 
 _ROUNDS = 10

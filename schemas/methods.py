@@ -39,6 +39,11 @@ class MethodSpec(Frozen):
     checkpoints: Literal["full", "bank"] = "full"
     """Models trained on all rows, or on subsets (the bank's): those never saw most rows."""
 
+    @property
+    def bank_only(self) -> bool:
+        """Whether it is fitted to the outputs of the bank's models, and reads no checkpoint."""
+        return isinstance(self, DatamodelSpec | EmpiricalInfluenceSpec)
+
     def output_for(self, task: Task) -> Output:
         """The output that is attributed, with 'auto' decided by the task."""
         return OUTPUTS_OF_TASK[task][0] if self.output == "auto" else self.output
@@ -166,7 +171,48 @@ class TracInSpec(MethodSpec):
         return tuple(sorted(self.epochs or evenly))
 
 
+class DatamodelSpec(MethodSpec):
+    """``method = "datamodel"`` (Ilyas et al. 2022): the bank's outputs regressed on its subsets."""
+
+    method: Literal["datamodel"]
+    """The estimator."""
+    name: Name = "datamodel"
+    """What the scores are called in tables and reports."""
+    checkpoints: Literal["none"] = "none"  # type: ignore[assignment]
+    """It reads the bank's calibration part, and no checkpoint."""
+    penalty: Literal["lasso", "ridge"] = "lasso"
+    """What keeps weights small: few rows with a weight, or small weights of all rows."""
+    strength: Literal["auto"] | Annotated[float, Field(gt=0)] = "auto"
+    """As a share of that at which all weights are 0 (lasso), or in mean eigenvalues (ridge)."""
+
+    @model_validator(mode="after")
+    def _share_is_at_most_one(self) -> Self:
+        if self.penalty == "lasso" and self.strength != "auto" and self.strength > 1:
+            found = f"{self.strength:g} of the strength at which all weights are 0"
+            refuse([(("strength",), f"{found}; write at most 1")])
+        return self
+
+
+class EmpiricalInfluenceSpec(MethodSpec):
+    """``method = "empirical_influence"`` (Feldman and Zhang 2020): differences of two means."""
+
+    method: Literal["empirical_influence"]
+    """The estimator."""
+    name: Name = "empirical_influence"
+    """What the scores are called in tables and reports."""
+    checkpoints: Literal["none"] = "none"  # type: ignore[assignment]
+    """It reads the bank's calibration part, and no checkpoint."""
+
+
 AttributionSpec = Annotated[
-    TrakSpec | InfluenceSpec | EkfacSpec | KfacSpec | GradDotSpec | GradCosSpec | TracInSpec,
+    TrakSpec
+    | InfluenceSpec
+    | EkfacSpec
+    | KfacSpec
+    | GradDotSpec
+    | GradCosSpec
+    | TracInSpec
+    | DatamodelSpec
+    | EmpiricalInfluenceSpec,
     Field(discriminator="method"),
 ]

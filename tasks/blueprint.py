@@ -55,6 +55,10 @@ VERSIONS = {
 }
 STAGES = ("data", *VERSIONS)
 
+# Of the calibrating subsets, what a method without checkpoints is fitted to where a problem uses
+# it. The others calibrate its surrogate: on subsets that weights were fitted to they look too good.
+FITTED_SHARE = 0.75
+
 IntArray = NDArray[np.int64]
 
 
@@ -225,7 +229,9 @@ class Blueprint:
         return list(self.checkpoint_keys)
 
     def weights(self, attribution: AttributionSpec) -> tuple[Weights, ...] | None:
-        """The checkpoints of an attribution, or None while one is missing."""
+        """The checkpoints of an attribution, or None while one is missing; some need none."""
+        if attribution.bank_only:
+            return ()
         if attribution.checkpoints == "bank":
             return self._bank_weights()
         keys = self._own_checkpoint_keys(attribution)
@@ -238,9 +244,18 @@ class Blueprint:
 
     def n_checkpoints(self, attribution: AttributionSpec) -> int:
         """How many checkpoints an attribution averages over."""
+        if attribution.bank_only:
+            return 0
         if attribution.checkpoints == "bank":
             return len(self.bank.checkpoint_rows)
         return len(self._own_checkpoint_keys(attribution))
+
+    def fitted_share(self, attribution: AttributionSpec) -> float:
+        """The share of the bank's calibrating subsets that an attribution is fitted to."""
+        if not attribution.bank_only:
+            return 0.0
+        used = any(problem.uses == attribution.name for problem in self.spec.problem)
+        return FITTED_SHARE if used else 1.0
 
     # --- the retrain bank -------------------------------------------------------------------------
 
@@ -334,6 +349,8 @@ class Blueprint:
             self.train_digest,
             [self.row_digests[row] for row in self.dataset.positions(self.sets.scored)],
         ]
+        if attribution.bank_only:
+            made_from.append(self.fitted_share(attribution))
         parts = (section, made_from, tuning, aimed, self.spec.seed)
         return artifact_key("scores", VERSIONS["scores"], *parts)
 

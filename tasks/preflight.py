@@ -20,6 +20,10 @@ from tasks.ingest import ingest
 from tasks.intake.checkpoints import read_checkpoint
 from tasks.job import Job, blueprint
 
+# Subsets that a method without checkpoints can be fitted to, though not well. A problem that uses
+# it takes some of them away.
+FEWEST_SUBSETS = 8
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -62,8 +66,10 @@ def preflight(job: Job) -> Job:
 def check_attribution(plan: Blueprint, model: "nn.Module", attribution: AttributionSpec) -> None:
     """Refuse outputs that the data does not have, and models without per-example gradients.
 
+    A method that reads the bank alone takes no gradient, but wants subsets to be fitted to.
+
     Raises:
-        ShapeError: The output does not belong to the task.
+        ShapeError: The output does not belong to the task, or the bank is too small.
         RecipeError: The model's gradient cannot be taken row by row.
     """
     from attribution.gradients import PerExampleGradients
@@ -74,6 +80,16 @@ def check_attribution(plan: Blueprint, model: "nn.Module", attribution: Attribut
             f"attribution '{attribution.name}': a {task} has no output '{output}'; "
             f"choose {either(OUTPUTS_OF_TASK[task])}"
         )
+    if attribution.bank_only:
+        subsets = len(np.unique(plan.bank.masks[plan.bank.rows("calibrate")], axis=0))
+        fewest = FEWEST_SUBSETS * (2 if plan.fitted_share(attribution) < 1 else 1)
+        if subsets < fewest:
+            raise ShapeError(
+                f"attribution '{attribution.name}' is fitted to the bank, of which {subsets} "
+                f"subsets calibrate; have at least {fewest}, better some hundreds: raise "
+                "bank.models"
+            )
+        return
     rows = plan.dataset.train
     try:
         some = PerExampleGradients(model, None, output=output)

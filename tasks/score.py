@@ -56,7 +56,12 @@ def _score(plan: Blueprint, attribution: AttributionSpec, key: str) -> Manifest:
     from attribution.devices import resolve
 
     started = time.monotonic()
-    made = _sketched(plan, attribution) if is_sketched(attribution) else _direct(plan, attribution)
+    if is_sketched(attribution):
+        made = _sketched(plan, attribution)
+    elif attribution.bank_only:
+        made = _fitted(plan, attribution)
+    else:
+        made = _direct(plan, attribution)
     # Gradients, damping and scores, as for a method that does all in one call.
     seconds = time.monotonic() - started + feature_seconds(plan, attribution)
     with plan.artifacts.seal(STAGE, key, version=VERSIONS[STAGE]) as draft:
@@ -116,14 +121,7 @@ def _direct(plan: Blueprint, attribution: AttributionSpec) -> _Made:
     """Scores by `attribution.attribute`, for methods whose work is not kept in between."""
     from attribution import attribute
 
-    rows, options = plan.dataset.train, _options(plan, attribution)
-    common: dict[str, Any] = {
-        "train": (np.array(rows.inputs), rows.targets.copy()),
-        "output": plan.output(attribution),
-        "task": plan.dataset.facts.task,
-        "device": plan.spec.compute.device,
-        "seed": plan.spec.seed,
-    }
+    options, common = _options(plan, attribution), _common(plan, attribution)
     states = [load_weights(plan, weights) for weights in plan.weights(attribution) or ()]
     model, found = plan.build_model(), {}
     if options.get("damping") == "auto":
@@ -146,6 +144,53 @@ def _direct(plan: Blueprint, attribution: AttributionSpec) -> _Made:
         "fingerprint": prints if isinstance(prints, str) else prints[0],
     }
     return _Made(scores=np.asarray(scores), self_influence=None, facts=facts)
+
+
+def _fitted(plan: Blueprint, attribution: AttributionSpec) -> _Made:
+    """Scores fitted to the bank's calibration half; each query's only to its own outputs."""
+    from attribution import attribute
+
+    ids, share = plan.sets.scored, plan.fitted_share(attribution)
+    bank = open_bank(plan, "calibrate", ids, plan.output(attribution))
+    scores = attribute(
+        attribution.method,
+        None,
+        None,
+        queries=_queries(plan, ids),
+        bank=bank if share == 1.0 else bank.split(share, plan.spec.seed)[0],
+        **_common(plan, attribution),
+        **attribution.options(),
+    )
+    record = scores.record
+    facts: dict[str, Any] = {
+        "damping": None,
+        "damping_from": f"no damping; fitted to {record['fitted_to']}, {record['chosen_from']}",
+        "damping_table": [],
+        "fingerprint": None,
+        "strength": record.get("strength"),
+    }
+    return _Made(scores=np.asarray(scores), self_influence=None, facts=facts)
+
+
+def calibrating_bank(plan: Blueprint, attribution: AttributionSpec, ids: IntArray) -> "RetrainBank":
+    """What an attribution's surrogate is calibrated on, observed on some test rows.
+
+    It is the bank's calibration half, without what the scores themselves were fitted to.
+    """
+    bank = open_bank(plan, "calibrate", ids, plan.output(attribution))
+    share = plan.fitted_share(attribution)
+    return bank.split(share, plan.spec.seed)[1] if share else bank
+
+
+def _common(plan: Blueprint, attribution: AttributionSpec) -> dict[str, Any]:
+    rows = plan.dataset.train
+    return {
+        "train": (np.array(rows.inputs), rows.targets.copy()),
+        "output": plan.output(attribution),
+        "task": plan.dataset.facts.task,
+        "device": plan.spec.compute.device,
+        "seed": plan.spec.seed,
+    }
 
 
 def _options(plan: Blueprint, attribution: AttributionSpec) -> dict[str, Any]:

@@ -16,12 +16,11 @@ from prefect.cache_policies import NO_CACHE
 from schemas.manifest import Manifest
 from schemas.methods import FALLING
 from schemas.spec import ProblemSpec
-from tasks.bank import open_bank
 from tasks.blueprint import VERSIONS, Blueprint
 from tasks.job import Job, blueprint
 from tasks.preflight import check_problem, selection_bounds
 from tasks.progress import advance
-from tasks.score import load_scores
+from tasks.score import calibrating_bank, load_scores
 
 if TYPE_CHECKING:
     from optimize.averaged import MeanDatamodel
@@ -109,7 +108,7 @@ def surrogate_of(plan: Blueprint, problem: ProblemSpec, rows: str) -> "MeanDatam
 
     attribution = plan.spec.attribution_named(problem.uses)
     scores = load_scores(plan, attribution)[plan.sets.places(rows)]
-    bank = open_bank(plan, "calibrate", plan.sets.ids(rows), plan.output(attribution))
+    bank = calibrating_bank(plan, attribution, plan.sets.ids(rows))
     return calibrate(scores, bank).averaged()
 
 

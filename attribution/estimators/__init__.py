@@ -21,6 +21,7 @@ class EstimatorDescription:
         source: The paper.
         home: ``module:function`` that computes it; the function takes a `Request` and options by
             keyword, and returns scores [n_query, n_train] and what to record of them.
+        bank_only: It is fitted to a bank of retrained models, and reads no model or checkpoint.
     """
 
     name: str
@@ -28,6 +29,7 @@ class EstimatorDescription:
     cost: str
     source: str
     home: str
+    bank_only: bool = False
 
 
 _DESCRIPTIONS = (
@@ -125,11 +127,12 @@ _DESCRIPTIONS = (
         name="banzhaf",
         needs=(
             "a bank whose subsets hold each row with probability 1/2 "
-            "(attribution.valuation.bernoulli_masks); checkpoints are not read"
+            "(attribution.valuation.bernoulli_masks); no checkpoint"
         ),
         cost="no gradient; 2 M m n multiplications for a bank of M subsets",
         source="Wang & Jia 2023",
         home="attribution.valuation.banzhaf:estimate",
+        bank_only=True,
     ),
     EstimatorDescription(
         name="knn_shapley",
@@ -189,6 +192,25 @@ _DESCRIPTIONS = (
         cost="the index's words, then for each query the rows that share its words",
         source="Robertson & Zaragoza 2009; bm25s: Lù 2024",
         home="attribution.estimators.retrieval:estimate_bm25",
+    ),
+    EstimatorDescription(
+        name="datamodel",
+        needs="a bank of M retrained models, some hundreds; no checkpoint",
+        cost=(
+            "ridge min(n, M)^2 max(n, M) and a cube of the smaller; LASSO n^2 M and 6 paths of m "
+            "fits on few columns; smaller Gram matrix and 2 m n numbers"
+        ),
+        source="Ilyas et al. 2022; ridge with the exact leave-one-mask-out error is an option",
+        home="attribution.estimators.resampling.datamodel:estimate",
+        bank_only=True,
+    ),
+    EstimatorDescription(
+        name="empirical_influence",
+        needs="a bank of M retrained models, some hundreds; no checkpoint",
+        cost="2 M m n; 6 m n numbers",
+        source="Feldman & Zhang 2020",
+        home="attribution.estimators.resampling.empirical:estimate",
+        bank_only=True,
     ),
 )
 

@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from attribution.estimators.tuning import BankRows
-from attribution.outputs import OutputLike
+from attribution.estimators.tuning import BankRows, bank_arrays
+from attribution.outputs import OutputLike, output_name
 from attribution.rows import Rows
 from schemas.errors import ShapeError
 
@@ -28,8 +28,9 @@ class Request:
     """One call of `attribution.attribute`, checked.
 
     Attributes:
-        model: Maps rows to logits [n, K]; never changed in place.
-        checkpoints: State dicts, at least one.
+        model: Maps rows to logits [n, K]; never changed in place. An empty module, and no
+            checkpoints, for an estimator that reads the bank alone.
+        checkpoints: State dicts.
         train: The training rows, n of them.
         queries: The rows to be explained, m of them.
         same: Queries are the training rows themselves.
@@ -72,6 +73,25 @@ class Clock:
         now = time.perf_counter()
         self.seconds[stage] = round(now - self._since, 3)
         self._since = now
+
+
+def fitted_rows(request: Request) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    """Masks bool [M, n] and outputs float64 [M, m] of the bank that an estimator is fitted to.
+
+    Raises:
+        ShapeError: There is no bank, its rows or queries are others, or it holds another output.
+    """
+    if request.bank is None:
+        raise ShapeError(
+            "there is no bank; this method is fitted to retrained models: give bank=, as "
+            "train_bank makes it"
+        )
+    asked, kept = output_name(request.output), getattr(request.bank, "output", None)
+    if kept is not None and str(kept) != asked:
+        raise ShapeError(
+            f"the bank holds {str(kept)!r} and {asked!r} is asked for; ask for the bank's output"
+        )
+    return bank_arrays(request.bank, len(request.train), len(request.queries))
 
 
 def open_sink(

@@ -76,9 +76,10 @@ def tune_on_bank(
     """
     if bank is None:
         return Damping(rho=DEFAULT_RHO, table=(), chosen_from="default: there is no bank")
-    masks = np.asarray(bank.masks, dtype=bool)
-    outputs = np.asarray(bank.outputs, dtype=np.float64)
-    _check_bank(masks, outputs, n_train, n_query, grid, aggregate)
+    masks, outputs = bank_arrays(bank, n_train, n_query)
+    if not grid:
+        raise ShapeError("the grid of dampings is empty; give one value or more")
+    check_aggregate(aggregate, n_query)
     masks, outputs = _one_row_a_mask(masks, outputs)
     groups = _by_size(masks)
     totals = predict(masks)
@@ -164,14 +165,16 @@ def _rank_correlation(
     return float(np.mean(values))
 
 
-def _check_bank(
-    masks: NDArray[np.bool_],
-    outputs: NDArray[np.float64],
-    n_train: int,
-    n_query: int,
-    grid: Sequence[float],
-    aggregate: NDArray[Any] | None,
-) -> None:
+def bank_arrays(
+    bank: BankRows, n_train: int, n_query: int
+) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    """A bank's masks bool [M, n_train] and outputs float64 [M, n_query].
+
+    Raises:
+        ShapeError: The bank has other rows or queries, or outputs that are not finite.
+    """
+    masks = np.asarray(bank.masks, dtype=bool)
+    outputs = np.asarray(bank.outputs, dtype=np.float64)
     if masks.ndim != 2 or masks.shape[1] != n_train:
         raise ShapeError(
             f"the bank's masks have shape {masks.shape} and there are {n_train} training rows; "
@@ -184,8 +187,15 @@ def _check_bank(
         )
     if not np.isfinite(outputs).all():
         raise ShapeError("the bank's outputs hold NaN or infinity; drop those models")
-    if not grid:
-        raise ShapeError("the grid of dampings is empty; give one value or more")
+    return masks, outputs
+
+
+def check_aggregate(aggregate: NDArray[Any] | None, n_query: int) -> None:
+    """Refuse weights that are not one for each query.
+
+    Raises:
+        ShapeError: They are not.
+    """
     if aggregate is not None and np.shape(aggregate) != (n_query,):
         raise ShapeError(
             f"aggregate has shape {np.shape(aggregate)}; give one weight for each of the "

@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from attribution import attribute
+from attribution.bank import draw_masks
 from attribution.estimators.factors import fit_factors
 from attribution.estimators.features import featurize
+from attribution.estimators.resampling import fit_datamodel
 from attribution.estimators.trak import trak_scores
 from attribution.gradients import PerExampleGradients
 from attribution.outputs import evaluate, tangent
@@ -112,6 +114,22 @@ def test_trap_5_a_product_of_means_is_not_called_a_mean_of_products() -> None:
     ours = scores(states=states, average="scores")
     published = scores(states=states, average="features")
     assert np.abs(ours - published).max() > 1e-3 * np.abs(ours).max()
+
+
+@pytest.mark.parametrize("penalty", ["lasso", "ridge"])
+@pytest.mark.parametrize("alpha", [(0.5,), (0.8,), (0.4, 0.7)])
+def test_trap_6_datamodel_weights_are_in_mask_units(penalty: str, alpha: tuple[float, ...]) -> None:
+    masks, _, _ = draw_masks(12, 120, list(alpha), 1, seed=0)
+    weights = np.random.default_rng(4).standard_normal((3, 12))
+    outputs = 5.0 + masks @ weights.T
+    fitted = fit_datamodel(masks, outputs, penalty=penalty, strength=1e-3)
+    effects = fitted.weights + fitted.size_effect[:, None]
+    if len(alpha) == 1:  # masks of one size leave the level of the weights open
+        effects -= (effects - weights).mean(axis=1, keepdims=True)
+    np.testing.assert_allclose(effects, weights, atol=0.02)
+    np.testing.assert_allclose(fitted.predict(masks), outputs, atol=0.05)
+    # In standardised coordinates they would be smaller by sigma, 0.5 at alpha = 0.5.
+    assert np.abs(effects - 0.5 * weights).max() > 0.5
 
 
 @pytest.mark.parametrize("method", ["trak", "graddot", "gradcos"])

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
+from attribution.estimators.resampling import empirical_influence, fit_datamodel
+from schemas.errors import ShapeError
 from schemas.manifest import Manifest
 from store.artifacts import Artifacts
 from store.connect import run_sql
@@ -20,6 +22,7 @@ from tasks.outbox import pictures
 from tasks.preflight import open_job, preflight
 from tasks.progress import StageProgress, listening
 from tasks.reporting.report import read_findings, summary_text
+from tasks.score import calibrating_bank, load_scores
 from tests.tasks.pipeline import TINY, run_stages
 
 
@@ -283,3 +286,92 @@ def test_one_set_of_scores_is_judged_on_each_share_of_a_bank_with_three(tmp_path
     assert parts[0] == pytest.approx(np.mean(parts[1:]))
     table = summary_text(findings)
     assert all(f" {share} " in table for share in ("25%", "50%", "75%"))
+
+
+BANK_ONLY = """
+[[attribution]]
+name = "lasso"
+method = "datamodel"
+
+[[attribution]]
+name = "ridge"
+method = "datamodel"
+penalty = "ridge"
+strength = 1.0
+
+[[attribution]]
+method = "empirical_influence"
+
+[[problem]]"""
+
+
+def bank_only(folder: Path) -> Path:
+    """A spec of methods that read the bank alone, on a bank that is large enough."""
+    text = TINY.read_text()
+    first = text.index("[[attribution]]")
+    path = folder / "spec.toml"
+    path.write_text(text[:first] + BANK_ONLY.lstrip() + text[text.index("[[problem]]") + 11 :])
+    for old, new in (("models = 24", "models = 80"), ('"trak"', '"lasso"')):
+        assert old in path.read_text()
+        path.write_text(path.read_text().replace(old, new))
+    return path
+
+
+def test_methods_that_read_the_bank_alone_train_no_checkpoint_and_may_decide(
+    tmp_path: Path,
+) -> None:
+    plan = blueprint(run_stages(bank_only(tmp_path), tmp_path / "w"))
+    assert {stage for stage, _ in sealed(tmp_path / "w")}.isdisjoint({"checkpoints", "features"})
+    assert plan.keys("checkpoints") == plan.keys("features") == []
+    rows = run_sql(
+        plan.workspace.published,
+        "SELECT name, max(n_queries), max(n_masks) FROM lds_by_method GROUP BY 1",
+    ).rows
+    assert {name for name, _, _ in rows} == {"lasso", "ridge", "empirical_influence"}
+    assert scalar(plan, "SELECT count(*) FROM verdicts") == 3
+    facts = {a.name: plan.sealed("scores", plan.scores_key(a)).facts for a in plan.spec.attribution}
+    # A problem uses the first: a quarter of its subsets is left for calibrating.
+    assert "fitted to 16 masks (32 models)" in str(facts["lasso"]["damping_from"])
+    assert "fitted to 20 masks (40 models)" in str(facts["ridge"]["damping_from"])
+
+
+def test_scores_fitted_to_the_bank_are_those_of_its_calibrating_models_alone(
+    tmp_path: Path,
+) -> None:
+    plan = blueprint(run_stages(bank_only(tmp_path), tmp_path / "w", until="scores"))
+    bank = open_bank(plan, "calibrate", plan.sets.scored, "margin")
+    ridge, empirical = plan.spec.attribution[1:]
+    want = fit_datamodel(bank.masks, bank.outputs, penalty="ridge", strength=1.0).weights
+    np.testing.assert_allclose(load_scores(plan, ridge), want, rtol=1e-5, atol=1e-7)
+    want = empirical_influence(bank.masks, bank.outputs, alpha=bank.alpha)[0]
+    np.testing.assert_allclose(load_scores(plan, empirical), want, rtol=1e-5, atol=1e-7)
+
+
+def test_what_scores_were_fitted_to_does_not_calibrate_them(tmp_path: Path) -> None:
+    plan = blueprint(run_stages(bank_only(tmp_path), tmp_path / "w", until="bank"))
+    lasso = plan.spec.attribution[0]
+    whole = open_bank(plan, "calibrate", plan.sets.scored, "margin")
+    fitted, _ = whole.split(plan.fitted_share(lasso), plan.spec.seed)
+    calibrating = calibrating_bank(plan, lasso, plan.sets.scored)
+    both = [{mask.tobytes() for mask in part.masks} for part in (fitted, calibrating)]
+    assert both[0].isdisjoint(both[1])
+    assert len(fitted) + len(calibrating) == len(whole) == 40
+
+
+def test_scores_fitted_to_the_bank_follow_its_rows(tmp_path: Path) -> None:
+    first = bank_only(tmp_path)
+    plan = blueprint(run_stages(first, tmp_path / "w", until="bank"))
+    (tmp_path / "more").mkdir()
+    other = bank_only(tmp_path / "more")
+    other.write_text(other.read_text().replace("models = 80", "models = 88"))
+    more = blueprint(run_stages(other, tmp_path / "w", until="bank"))
+    for a, b in zip(plan.spec.attribution, more.spec.attribution, strict=True):
+        assert plan.scores_key(a) != more.scores_key(b)
+
+
+def test_a_bank_too_small_to_be_fitted_to_is_refused_before_training(tmp_path: Path) -> None:
+    spec = bank_only(tmp_path)
+    spec.write_text(spec.read_text().replace("models = 80", "models = 24"))
+    with pytest.raises(ShapeError, match="'lasso' is fitted to the bank, of which 6 subsets"):
+        preflight(open_job(spec, tmp_path / "w"))
+    assert {stage for stage, _ in sealed(tmp_path / "w")} == {"data"}
