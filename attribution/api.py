@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from attribution.devices import resolve
-from attribution.estimators import EstimatorDescription, describe
+from attribution.estimators import EstimatorDescription, Reads, describe
 from attribution.estimators.damping import BankRows
 from attribution.estimators.request import Record, Request, Sink
 from attribution.outputs import OutputLike, Task, output_name, task_of, task_output
@@ -71,8 +71,9 @@ def attribute(
     Args:
         method: A name listed by `attribution.estimators()`.
         model: Maps rows to logits [n, K]; its weights are replaced by each checkpoint's in a copy.
-            None for a method that reads the bank alone, such as "datamodel".
-        checkpoints: State dicts of independently trained models; none for such a method.
+            None for a method that reads no model, such as "datamodel".
+        checkpoints: State dicts of independently trained models; none for a method that reads the
+            bank or rows alone, or trains itself.
         train: (inputs [n, ...], targets [n]), or a map-style Dataset of (input, target).
         queries: The same for the examples to be explained.
         output: What is explained: "margin", "loss", "logprob", "logit", "prediction",
@@ -103,17 +104,17 @@ def attribute(
     """
     known = _known(method)
     estimate = _estimator(known, options)
-    if known.bank_only:
-        model, checkpoints = nn.Module(), ()
-    elif model is None or not checkpoints:
-        raise ShapeError(
-            "there is no checkpoint; give a model and the state dict of one or more of its kind"
-        )
+    if model is None and known.reads in (Reads.CHECKPOINTS, Reads.RECIPE):
+        raise ShapeError(f"{method} needs a model; give the module that was trained")
+    if not checkpoints and known.reads is Reads.CHECKPOINTS:
+        raise ShapeError("there is no checkpoint; give the state dict of one model or more")
+    if known.reads is not Reads.CHECKPOINTS:
+        checkpoints = ()
     rows, asked = Rows(train, "train"), Rows(queries, "queries")
     kind = str(Task(task)) if task is not None else str(task_of(rows.batch(0, 1)[1]))
     request = Request(
-        model=model,
-        checkpoints=checkpoints,
+        model=model if model is not None else nn.Module(),
+        checkpoints=checkpoints or (),
         train=rows,
         queries=asked,
         same=queries is train,

@@ -92,8 +92,9 @@ QUICK = ("TRAK logistic", "TRAK after-kernel", "TRAK, ", "graddot", "gradcos", "
 
 
 # They need more than rows and independent checkpoints: a run's snapshots and rates, an optimiser's
-# moments, embeddings, words. `benchmarks.lds_run` measures what belongs to a run.
-ELSEWHERE = ("source", "less", "embedding", "bm25")
+# moments, embeddings, words. `benchmarks.lds_run` and `benchmarks.metagradient_digits` measure what
+# belongs to a run.
+ELSEWHERE = ("source", "less", "embedding", "bm25", "metagradient")
 
 
 def plan(counts: Sequence[int], only: Sequence[str] = (), *, quick: bool = False) -> Iterator[Run]:

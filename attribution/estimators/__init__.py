@@ -7,7 +7,17 @@ function.
 
 import sys
 from dataclasses import dataclass
+from enum import StrEnum
 from types import ModuleType
+
+
+class Reads(StrEnum):
+    """What an estimator learns from besides the rows and the queries."""
+
+    CHECKPOINTS = "checkpoints"
+    BANK = "bank"
+    RECIPE = "recipe"
+    ROWS = "rows"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,7 +31,7 @@ class EstimatorDescription:
         source: The paper.
         home: ``module:function`` that computes it; the function takes a `Request` and options by
             keyword, and returns scores [n_query, n_train] and what to record of them.
-        bank_only: It is fitted to a bank of retrained models, and reads no model or checkpoint.
+        reads: What it learns from besides rows and queries.
     """
 
     name: str
@@ -29,7 +39,7 @@ class EstimatorDescription:
     cost: str
     source: str
     home: str
-    bank_only: bool = False
+    reads: Reads = Reads.CHECKPOINTS
 
 
 _DESCRIPTIONS = (
@@ -132,7 +142,7 @@ _DESCRIPTIONS = (
         cost="no gradient; 2 M m n multiplications for a bank of M subsets",
         source="Wang & Jia 2023",
         home="attribution.valuation.banzhaf:estimate",
-        bank_only=True,
+        reads=Reads.BANK,
     ),
     EstimatorDescription(
         name="knn_shapley",
@@ -185,6 +195,7 @@ _DESCRIPTIONS = (
         cost="m n d for embeddings d wide",
         source="Hanawa et al. 2021, of any representation",
         home="attribution.estimators.representations:estimate_embedding",
+        reads=Reads.ROWS,
     ),
     EstimatorDescription(
         name="bm25",
@@ -192,6 +203,7 @@ _DESCRIPTIONS = (
         cost="the index's words, then for each query the rows that share its words",
         source="Robertson & Zaragoza 2009; bm25s: Lù 2024",
         home="attribution.estimators.retrieval:estimate_bm25",
+        reads=Reads.ROWS,
     ),
     EstimatorDescription(
         name="datamodel",
@@ -202,7 +214,7 @@ _DESCRIPTIONS = (
         ),
         source="Ilyas et al. 2022; ridge with the exact leave-one-mask-out error is an option",
         home="attribution.estimators.resampling.datamodel:estimate",
-        bank_only=True,
+        reads=Reads.BANK,
     ),
     EstimatorDescription(
         name="empirical_influence",
@@ -210,7 +222,18 @@ _DESCRIPTIONS = (
         cost="2 M m n; 6 m n numbers",
         source="Feldman & Zhang 2020",
         home="attribution.estimators.resampling.empirical:estimate",
-        bank_only=True,
+        reads=Reads.BANK,
+    ),
+    EstimatorDescription(
+        name="metagradient",
+        needs="the recipe and the seeds of the runs to be explained; no checkpoint",
+        cost=(
+            "for each of S seeds 3 trainings, and m products with the batch's Hessian a step; "
+            "2 sqrt(steps) states and 2 m p numbers (3 m p with adamw)"
+        ),
+        source="Hara et al. 2019; Engstrom et al. 2025; MAGIC of Ilyas & Engstrom 2025",
+        home="attribution.estimators.metagradient:estimate",
+        reads=Reads.RECIPE,
     ),
 )
 

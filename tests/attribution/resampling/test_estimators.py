@@ -64,7 +64,7 @@ def test_the_strength_may_be_chosen_for_a_weighted_sum() -> None:
 
 
 def test_some_estimators_read_the_bank_alone() -> None:
-    alone = {known.name for known in estimators() if known.bank_only}
+    alone = {known.name for known in estimators() if known.reads is Reads.BANK}
     assert alone == {"datamodel", "empirical_influence", "banzhaf"}
 
 
