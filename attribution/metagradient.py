@@ -119,6 +119,7 @@ def metagradient(
     blocks = _blocks(len(asked), pass_outputs(run) if block is None else block)
     sums = None if aggregate is None else _checked_aggregate(aggregate, len(asked))
     ends = _Ends(run, asked, task_output(run.task) if output is None else output)
+    ends.values(run.start().params)  # refuses queries that do not fit before anything is trained
     unrolled = Unrolled(run, segment)
     params = unrolled.last.params
     if sums is None:

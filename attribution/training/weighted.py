@@ -31,7 +31,8 @@ class WeightedRun:
     """A training run with one weight for each row.
 
     Dropout draws what it drew the first time, whenever a step is computed again. Batch norm is
-    refused: a row of weight 0 would still normalise the rows of its batch.
+    refused: a row of weight 0 would still normalise the rows of its batch. On CUDA a step that is
+    computed again may differ by rounding, where a kernel adds in no fixed order.
 
     Args:
         model: A module, re-initialised under the seed, or a factory.
@@ -142,6 +143,13 @@ class WeightedRun:
             loss = self.loss(params, self._weights[self.rows(step)], step)
         gradient = torch.autograd.grad(loss, params, materialize_grads=True)[0]
         return self.rule.move(before, gradient, self.rate(step), step)
+
+    def end(self) -> State:
+        """The state after the last step, none before it kept."""
+        state = self.start()
+        for step in range(self.n_steps):
+            state = self.advance(state, step)
+        return state
 
     def retreat(
         self, after_bar: State, before: State, after: State, step: int

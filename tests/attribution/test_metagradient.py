@@ -179,6 +179,15 @@ def test_it_equals_finite_differences_for_other_modules(model: Callable[[], nn.M
     assert_equal_derivatives(got, want)
 
 
+def test_a_parameter_that_no_row_moves_does_no_harm_to_adamw() -> None:
+    # Its second moment stays 0, where the root has no derivative.
+    blank = INPUTS * np.array([1.0, 0.0, 1.0, 1.0])
+    recipe = RECIPES["adamw, linear"]
+    got = explain(recipe=recipe, train=(blank, LABELS)).scores
+    want = differences(perceptron, recipe, (blank, LABELS), QUERIES, "margin")
+    assert_equal_derivatives(got, want)
+
+
 def test_it_is_taken_at_the_weights_that_are_given() -> None:
     got = explain(weights=WEIGHTS).scores
     want = differences(perceptron, HEAVY, (INPUTS, LABELS), QUERIES, "margin", at=WEIGHTS)
@@ -300,7 +309,9 @@ def test_a_backward_pass_that_vmap_cannot_take_is_run_for_each_output() -> None:
 
 
 def test_the_walk_back_may_be_repeated() -> None:
-    unrolled = Unrolled(run_of())
+    run = run_of()
+    unrolled = Unrolled(run)
+    assert torch.equal(run.end().params, unrolled.last.params)
     adjoints = torch.from_numpy(RNG.standard_normal((2, unrolled.run.n_params)))
     first, held = unrolled.pull(adjoints), unrolled.most_held
     assert torch.equal(unrolled.pull(adjoints), first)
@@ -340,12 +351,17 @@ def test_the_estimator_is_listed_as_one_that_trains() -> None:
 
 
 def test_what_cannot_be_unrolled_is_refused() -> None:
-    def norm(**options: Any) -> Callable[[], nn.Module]:
-        return lambda: nn.Sequential(nn.BatchNorm1d(D, **options), nn.Linear(D, K))
+    def norm(track: bool) -> Callable[[], nn.Module]:
+        return lambda: nn.Sequential(
+            nn.Unflatten(1, (1, D)),
+            nn.BatchNorm1d(1, track_running_stats=track),
+            nn.Flatten(),
+            nn.Linear(D, K),
+        )
 
-    for options in ({}, {"track_running_stats": False}):
+    for track in (True, False):
         with pytest.raises(RecipeError, match="batch norm"):
-            explain(norm(**options))
+            explain(norm(track))
 
     class Counting(nn.Module):
         def __init__(self) -> None:
