@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from attribution.models import ModelLike
-from attribution.outputs import OutputLike, evaluate, output_name, task_output
+from attribution.outputs import OutputLike, of_examples, output_name, task_output
 from attribution.rows import Rows, to
 from attribution.training import Recipe
 from attribution.training.jobs import Arrays
@@ -83,16 +83,16 @@ def metagradient(
 
     Args:
         model: A module, re-initialised under the seed, or a factory.
-        train: Inputs [n, ...] and targets [n].
+        train: Inputs [n, ...] and targets [n], or of documents [n, tokens].
         queries: (inputs, targets) of the examples to be explained, or a map-style Dataset.
         training: The recipe.
         seed: Of the run: the one that `attribution.training.train_models` trains under this seed.
-        output: What is explained; by default margin, or prediction for a regression.
+        output: What is explained; by default the task's own.
         aggregate: Weights [n_query]; then it is sum_q aggregate_q f_q alone that is explained, in
             one pass for one vector.
         weights: [n] at which the derivative is taken; 1 by default, where the run is the usual one.
         mask: bool [n], the rows of the run; the others score 0.
-        task: "classification" or "regression"; by default what the targets' type says.
+        task: "classification", "regression" or "language"; by default what the targets' type says.
         device: auto, cpu or cuda.
         dtype: Of everything; float64 for tests.
         segment: Steps between kept states; sqrt(T) by default. It changes memory, not results.
@@ -179,9 +179,8 @@ class _Ends:
         inputs, targets = self._queries.batch(rows.start, rows.stop)
         targets = targets.to(run.device, run.dtype if targets.is_floating_point() else None)
         run.net.eval()
-        return evaluate(
-            self._output, run.logits(params, to(inputs, run.device, run.dtype)), targets
-        )
+        logits = run.logits(params, to(inputs, run.device, run.dtype))
+        return of_examples(self._output, logits, targets)
 
 
 def _blocks(count: int, size: int) -> list[slice]:

@@ -36,12 +36,12 @@ class WeightedRun:
 
     Args:
         model: A module, re-initialised under the seed, or a factory.
-        train: Inputs [n, ...] and targets [n].
+        train: Inputs [n, ...] and targets [n], or of documents [n, tokens].
         training: The recipe.
         seed: Initial parameters, batch order and noise follow from it.
         weights: [n], finite; 1 by default.
         mask: bool [n], the rows that the run visits; all by default.
-        task: "classification" or "regression"; by default what the targets' type says.
+        task: "classification", "regression" or "language"; by default what the targets' type says.
         device: auto, cpu or cuda.
         dtype: Of parameters, inputs and sums.
 
@@ -122,7 +122,7 @@ class WeightedRun:
         return (weights * losses).sum() / len(rows)
 
     def logits(self, params: Tensor, inputs: Inputs) -> Tensor:
-        """Logits [rows, K] at the parameters, in the mode that ``net`` is in."""
+        """Logits [rows, (tokens,) K] at the parameters, in the mode that ``net`` is in."""
         own = {**self.named(params), **self._constants}
         if isinstance(inputs, dict):
             return functional_call(self.net, own, (), inputs)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from attribution import attribute, estimators
 from attribution.metagradient import Metagradient, metagradient
 from attribution.models import build, fresh, torch_stream
-from attribution.outputs import evaluate, training_loss
+from attribution.outputs import UNASKED, of_examples, task_of, training_loss
 from attribution.streams import stream
 from attribution.training import Recipe, epoch_order, train_one_reference
 from attribution.training.anymodel import noise_seed
@@ -67,6 +67,15 @@ def dropping() -> nn.Module:
     return nn.Sequential(nn.Linear(D, 8), nn.Tanh(), nn.Dropout(0.4), nn.Linear(8, K))
 
 
+class Continuing(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Embedding(K, 5), nn.Linear(5, K)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.embed(tokens).cumsum(1)))
+
+
 class Attending(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -108,7 +117,7 @@ def retrained(
     """Outputs after training with these weights, by ``torch.optim`` and the plain loop."""
     inputs, targets = (torch.from_numpy(part) for part in train)
     scale = torch.from_numpy(weights)
-    task = "regression" if targets.is_floating_point() else "classification"
+    task = task_of(targets)
     net = fresh(model, SEED).double().train()
     shared: dict[str, Any] = {"lr": recipe.lr, "weight_decay": recipe.weight_decay}
     optimizer: torch.optim.Optimizer
@@ -129,7 +138,7 @@ def retrained(
             optimizer.step()
             step += 1
     asked, wanted = (torch.from_numpy(part) for part in queries)
-    return evaluate(output, net.eval()(asked), wanted).detach().numpy()
+    return of_examples(output, net.eval()(asked), wanted).detach().numpy()
 
 
 def differences(
@@ -179,6 +188,17 @@ def test_it_equals_finite_differences_for_other_modules(model: Callable[[], nn.M
     assert_equal_derivatives(got, want)
 
 
+def test_it_equals_finite_differences_where_rows_are_documents() -> None:
+    tokens = RNG.integers(0, K, (N, 6))
+    targets = tokens[:, 1:].copy()
+    targets[::2, 3:] = UNASKED
+    train, queries = (tokens[:, :-1], targets), (tokens[:M, 1:], targets[:M])
+    recipe = Recipe(lr=0.02, epochs=2, batch_size=8)
+    got = explain(Continuing, recipe, train=train, queries=queries).scores
+    want = differences(Continuing, recipe, train, queries, "logprob")
+    assert_equal_derivatives(got, want)
+
+
 def test_a_parameter_that_no_row_moves_does_no_harm_to_adamw() -> None:
     # Its second moment stays 0, where the root has no derivative.
     blank = INPUTS * np.array([1.0, 0.0, 1.0, 1.0])
@@ -222,9 +242,8 @@ def test_at_weight_1_the_run_is_the_usual_training(
             torch.testing.assert_close(value, want[name], rtol=1e-10, atol=1e-10)
         net = model().double()
         net.load_state_dict(want)
-        outputs = evaluate(
-            "margin", net.eval()(torch.from_numpy(QUERIES[0])), torch.tensor(QUERIES[1])
-        )
+        asked, wanted = (torch.from_numpy(part) for part in QUERIES)
+        outputs = of_examples("margin", net.eval()(asked), wanted)
         np.testing.assert_allclose(found.outputs, outputs.detach().numpy(), rtol=1e-9)
 
 
