@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from attribution import attribute, estimators
+from attribution.estimators import Reads
 from attribution.metagradient import Metagradient, metagradient
 from attribution.models import build, fresh, torch_stream
 from attribution.outputs import UNASKED, of_examples, task_of, training_loss

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from attribution import RetrainBank, Scores, attribute, estimators, lds
+from attribution.estimators import Reads
 from attribution.estimators.resampling import empirical_influence, fit_datamodel
 from schemas.errors import NotFound, ShapeError
 from tests.attribution.resampling.truth import bank
@@ -108,7 +109,7 @@ def test_options_of_others_are_refused_and_others_still_want_checkpoints() -> No
     with pytest.raises(NotFound, match="empirical_influence has no option 'penalty'"):
         scores("empirical_influence", penalty="ridge")
     for nothing in ([], None):
-        with pytest.raises(ShapeError, match="no checkpoint"):
+        with pytest.raises(ShapeError, match="needs a model"):
             attribute("trak", None, nothing, **OPTIONS)
 
 
