@@ -147,21 +147,13 @@ class GradCosSpec(MethodSpec):
     """How gradients are compressed; exact without it."""
 
 
-class TracInSpec(MethodSpec):
-    """``method = "tracin"`` (Pruthi et al. 2020): inner products along one training run."""
+class RunMethodSpec(MethodSpec):
+    """What every method says that follows one training run from snapshot to snapshot."""
 
-    method: Literal["tracin"]
-    """The estimator."""
-    name: Name = "tracin"
-    """What the scores are called in tables and reports."""
     checkpoints: Literal["run"] = "run"  # type: ignore[assignment]
     """Snapshots of one run, with the learning rate of the epochs that each stands for."""
     epochs: Annotated[tuple[Count, ...], AfterValidator(distinct)] = ()
     """Epochs after which snapshots are taken; by default five, evenly."""
-    normalise: Literal["none", "whole", "layer"] = "none"
-    """As published, or unit gradients (GAS, Hammoudeh and Lowd 2022)."""
-    projection: ProjectionSpec | None = None
-    """How gradients are compressed; exact without it."""
 
     general: ClassVar[frozenset[str]] = MethodSpec.general | {"epochs"}
 
@@ -169,6 +161,157 @@ class TracInSpec(MethodSpec):
         """Epochs of the snapshots of a run of `last` epochs, ascending."""
         evenly = {max(1, round(last * part / 5)) for part in range(1, 6)}
         return tuple(sorted(self.epochs or evenly))
+
+
+class TracInSpec(RunMethodSpec):
+    """``method = "tracin"`` (Pruthi et al. 2020): inner products along one training run."""
+
+    method: Literal["tracin"]
+    """The estimator."""
+    name: Name = "tracin"
+    """What the scores are called in tables and reports."""
+    normalise: Literal["none", "whole", "layer"] = "none"
+    """As published, or unit gradients (GAS, Hammoudeh and Lowd 2022)."""
+    projection: ProjectionSpec | None = None
+    """How gradients are compressed; exact without it."""
+
+
+class GasSpec(RunMethodSpec):
+    """``method = "gas"`` (Hammoudeh and Lowd 2022): TracIn with unit gradients."""
+
+    method: Literal["gas"]
+    """The estimator."""
+    name: Name = "gas"
+    """What the scores are called in tables and reports."""
+    normalise: Literal["whole", "layer"] = "whole"
+    """One length for the model, or one for each layer."""
+    projection: ProjectionSpec | None = None
+    """How gradients are compressed; exact without it."""
+
+
+class SourceSpec(RunMethodSpec):
+    """``method = "source"`` (Bae et al. 2024): influence carried along one training run."""
+
+    method: Literal["source"]
+    """The estimator."""
+    name: Name = "source"
+    """What the scores are called in tables and reports."""
+    segments: Count | None = None
+    """Pieces of the run with a curvature each; three by default."""
+
+
+class LograSpec(MethodSpec):
+    """``method = "logra"`` (Choe et al. 2024): influence in projections of both sides."""
+
+    method: Literal["logra"]
+    """The estimator."""
+    name: Name = "logra"
+    """What the scores are called in tables and reports."""
+    dim: Count | None = None
+    """Width of the projection, all layers together; 2048 by default."""
+    damping: Damping = "auto"
+    """Ridge relative to the mean eigenvalue; 'auto' chooses it on the bank's calibration part."""
+
+
+class DataInfSpec(MethodSpec):
+    """``method = "datainf"`` (Kwon et al. 2024): a mean of inverses in place of an inverse."""
+
+    method: Literal["datainf"]
+    """The estimator."""
+    name: Name = "datainf"
+    """What the scores are called in tables and reports."""
+    damping: Damping = "auto"
+    """Ridge relative to the mean square of a gradient; 'auto' chooses it on the bank."""
+
+
+class MetagradientSpec(MethodSpec):
+    """``method = "metagradient"`` (Engstrom et al. 2025): derivatives of the training run."""
+
+    method: Literal["metagradient"]
+    """The estimator."""
+    name: Name = "metagradient"
+    """What the scores are called in tables and reports."""
+    checkpoints: Literal["none"] = "none"  # type: ignore[assignment]
+    """It trains by the recipe itself."""
+    runs: Count = 1
+    """Training runs that are averaged, with the seeds of the first checkpoints."""
+
+    general: ClassVar[frozenset[str]] = MethodSpec.general | {"runs"}
+
+
+class AloSpec(MethodSpec):
+    """``method = "alo"`` (Rad and Maleki 2020): leave-one-out of a linear model, in closed form."""
+
+    method: Literal["alo"]
+    """The estimator."""
+    name: Name = "alo"
+    """What the scores are called in tables and reports."""
+    ridge: Annotated[float, Field(ge=0)] | None = None
+    """Penalty of the summed loss; by default the recipe's weight decay times the rows."""
+    penalise_bias: bool = True
+    """Whether it acts on the bias too, as the recipe's does."""
+    steps: Annotated[int, Field(ge=0)] = 0
+    """Further Newton steps for each row."""
+
+
+class JackknifeSpec(MethodSpec):
+    """``method = "jackknife"`` (Jaeckel 1972): derivatives of a linear model in row weights."""
+
+    method: Literal["jackknife"]
+    """The estimator."""
+    name: Name = "jackknife"
+    """What the scores are called in tables and reports."""
+    ridge: Annotated[float, Field(ge=0)] | None = None
+    """Penalty of the summed loss; by default the recipe's weight decay times the rows."""
+    penalise_bias: bool = True
+    """Whether it acts on the bias too, as the recipe's does."""
+
+
+class RepresenterSpec(MethodSpec):
+    """``method = "representer"`` (Yeh et al. 2018): shares of the last layer's weights."""
+
+    method: Literal["representer"]
+    """The estimator."""
+    name: Name = "representer"
+    """What the scores are called in tables and reports."""
+    weight_decay: Annotated[float, Field(gt=0)] | None = None
+    """That of the recipe; by default the one for which the last layer is nearest to a minimum."""
+    refit: bool = False
+    """First fit the last layer to its minimum, which needs a weight decay."""
+
+    @model_validator(mode="after")
+    def _a_fit_has_a_decay(self) -> Self:
+        if self.refit and self.weight_decay is None:
+            refuse([(("weight_decay",), "missing; a refit needs it, above 0")])
+        return self
+
+
+class SimilaritySpec(MethodSpec):
+    """``method = "similarity"``: likeness of hidden representations (Hanawa et al. 2021)."""
+
+    method: Literal["similarity"]
+    """The estimator."""
+    name: Name = "similarity"
+    """What the scores are called in tables and reports."""
+    measure: Literal["cosine", "dot", "l2"] = "cosine"
+    """How two representations are compared."""
+    layer: str | None = None
+    """Module whose input is the representation; the last linear layer by default."""
+    labels: Literal["any", "same"] = "any"
+    """Rows of every class, or of the query's own."""
+
+
+class KnnShapleySpec(MethodSpec):
+    """``method = "knn_shapley"`` (Jia et al. 2019): a row's part in the vote of the nearest."""
+
+    method: Literal["knn_shapley"]
+    """The estimator."""
+    name: Name = "knn_shapley"
+    """What the scores are called in tables and reports."""
+    k: Count | None = None
+    """Neighbours that vote; five by default."""
+    layer: str | None = None
+    """Module whose input measures distance; the last linear layer by default."""
 
 
 class DatamodelSpec(MethodSpec):
@@ -212,6 +355,16 @@ AttributionSpec = Annotated[
     | GradDotSpec
     | GradCosSpec
     | TracInSpec
+    | GasSpec
+    | SourceSpec
+    | LograSpec
+    | DataInfSpec
+    | MetagradientSpec
+    | AloSpec
+    | JackknifeSpec
+    | RepresenterSpec
+    | SimilaritySpec
+    | KnnShapleySpec
     | DatamodelSpec
     | EmpiricalInfluenceSpec,
     Field(discriminator="method"),

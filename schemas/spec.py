@@ -37,6 +37,7 @@ from schemas.methods import (
     InfluenceSpec,
     KfacSpec,
     Output,
+    RunMethodSpec,
     TracInSpec,
     TrakSpec,
 )
@@ -316,6 +317,7 @@ __all__ = [
     "ProjectionSpec",
     "Quota",
     "Reference",
+    "RunMethodSpec",
     "SelectSpec",
     "StoreSpec",
     "Task",

@@ -22,7 +22,7 @@ from schemas.spec import (
     AttributionSpec,
     LoadedSpec,
     ProblemSpec,
-    TracInSpec,
+    RunMethodSpec,
     TrakSpec,
 )
 from store.artifacts import Artifacts, artifact_key
@@ -214,7 +214,8 @@ class Blueprint:
         if self.loaded.checkpoint_paths:
             return {}
         epochs = self.spec.train.epochs
-        wanted = [a.snapshots(epochs) for a in self.spec.attribution if isinstance(a, TracInSpec)]
+        runs = [a for a in self.spec.attribution if isinstance(a, RunMethodSpec)]
+        wanted = [attribution.snapshots(epochs) for attribution in runs]
         parts = (self.model_digest, self.recipe_digest, self.spec.data, self.checkpoint_seeds[0])
         version = VERSIONS["checkpoints"]
         return {
@@ -223,14 +224,14 @@ class Blueprint:
         }
 
     def _own_checkpoint_keys(self, attribution: AttributionSpec) -> list[str]:
-        if isinstance(attribution, TracInSpec) and not self.loaded.checkpoint_paths:
+        if isinstance(attribution, RunMethodSpec) and not self.loaded.checkpoint_paths:
             epochs = attribution.snapshots(self.spec.train.epochs)
             return [self.snapshots[epoch] for epoch in epochs]
         return list(self.checkpoint_keys)
 
     def weights(self, attribution: AttributionSpec) -> tuple[Weights, ...] | None:
         """The checkpoints of an attribution, or None while one is missing; some need none."""
-        if attribution.bank_only:
+        if attribution.checkpoints == "none":
             return ()
         if attribution.checkpoints == "bank":
             return self._bank_weights()
@@ -244,7 +245,7 @@ class Blueprint:
 
     def n_checkpoints(self, attribution: AttributionSpec) -> int:
         """How many checkpoints an attribution averages over."""
-        if attribution.bank_only:
+        if attribution.checkpoints == "none":
             return 0
         if attribution.checkpoints == "bank":
             return len(self.bank.checkpoint_rows)
@@ -351,6 +352,8 @@ class Blueprint:
         ]
         if attribution.bank_only:
             made_from.append(self.fitted_share(attribution))
+        elif attribution.checkpoints == "none":
+            made_from += [self.recipe_digest, self.checkpoint_seeds]
         parts = (section, made_from, tuning, aimed, self.spec.seed)
         return artifact_key("scores", VERSIONS["scores"], *parts)
 

@@ -14,7 +14,8 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from schemas.manifest import Manifest
-from schemas.spec import AttributionSpec, TracInSpec, TrakSpec
+from schemas.methods import AloSpec, JackknifeSpec, MetagradientSpec, SourceSpec
+from schemas.spec import AttributionSpec, RunMethodSpec, TrakSpec
 from tasks.bank import open_bank
 from tasks.blueprint import VERSIONS, Blueprint, IntArray, is_sketched
 from tasks.featurize import feature_seconds, load_features, load_weights, take
@@ -194,12 +195,20 @@ def _common(plan: Blueprint, attribution: AttributionSpec) -> dict[str, Any]:
 
 
 def _options(plan: Blueprint, attribution: AttributionSpec) -> dict[str, Any]:
-    options = attribution.options()
-    if isinstance(attribution, TracInSpec) and not plan.loaded.checkpoint_paths:
+    """The spec's options, and those that follow from its recipe."""
+    options, decay = attribution.options(), plan.spec.train.weight_decay
+    if isinstance(attribution, RunMethodSpec) and not plan.loaded.checkpoint_paths:
         from attribution.training.recipe import exposures
 
         epochs = attribution.snapshots(plan.spec.train.epochs)
         options["weights"] = exposures(plan.training(), plan.n_train, epochs)
+    if isinstance(attribution, SourceSpec):
+        options["weight_decay"] = decay
+    if isinstance(attribution, AloSpec | JackknifeSpec):
+        options.setdefault("ridge", decay * plan.n_train)
+    if isinstance(attribution, MetagradientSpec):
+        options["training"] = plan.training()
+        options["seeds"] = plan.checkpoint_seeds[: attribution.runs]
     return options
 
 

@@ -232,6 +232,33 @@ method = "gradcos"
 [[attribution]]
 method = "tracin"
 epochs = [4, 10]
+
+[[attribution]]
+method = "gas"
+epochs = [4, 10]
+
+[[attribution]]
+method = "source"
+epochs = [4, 10]
+
+[[attribution]]
+method = "logra"
+dim = 64
+
+[[attribution]]
+method = "datainf"
+
+[[attribution]]
+method = "metagradient"
+
+[[attribution]]
+method = "representer"
+
+[[attribution]]
+method = "similarity"
+
+[[attribution]]
+method = "knn_shapley"
 """
 
 
@@ -244,9 +271,30 @@ def test_every_method_is_scored_evaluated_and_may_decide(tmp_path: Path) -> None
         plan.workspace.published, "SELECT name, max(n_queries) FROM lds_by_method GROUP BY 1"
     ).rows
     assert {name for name, _ in rows} == {a.name for a in plan.spec.attribution}
-    assert scalar(plan, "SELECT count(DISTINCT attribution_id) FROM scores") == 7
+    assert scalar(plan, "SELECT count(DISTINCT attribution_id) FROM scores") == 15
     snapshots = plan.weights(plan.spec.attribution_named("tracin")) or ()
     assert [each.manifest.facts["epoch"] for each in snapshots] == [4, 10]
+
+
+def test_a_linear_model_may_leave_its_rows_out_in_closed_form(tmp_path: Path) -> None:
+    closed = '\n[[attribution]]\nmethod = "alo"\n\n[[attribution]]\nmethod = "jackknife"\n'
+    spec = edited(tmp_path, ("\n[[problem]]", f"{closed}\n[[problem]]"))
+    text = spec.read_text()
+    start = text.index("[model]")
+    end = text.index("[train]")
+    spec.write_text(text[:start] + '[model]\nbuild = "linear"\n\n' + text[end:])
+    plan = blueprint(run_stages(spec, tmp_path / "w", until="lds"))
+    scores = {
+        name: np.load(
+            plan.artifacts.folder(
+                plan.sealed("scores", plan.scores_key(plan.spec.attribution_named(name)))
+            )
+            / "scores.npy"
+        )
+        for name in ("alo", "jackknife")
+    }
+    correlation = np.corrcoef(scores["alo"].ravel(), scores["jackknife"].ravel())[0, 1]
+    assert 0.8 < correlation < 1
 
 
 def test_the_last_snapshot_of_a_run_is_its_checkpoint(tmp_path: Path) -> None:

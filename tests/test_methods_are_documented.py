@@ -1,0 +1,30 @@
+"""Every estimator has an entry in the documentation, and a place in specs that can feed it."""
+
+import re
+from pathlib import Path
+from typing import get_args
+
+from attribution import estimators
+from schemas.spec import AttributionSpec
+
+DOCUMENT = Path(__file__).parents[1] / "docs" / "methods.md"
+# What they need is no part of a spec: optimiser states, texts or embeddings of one's own, and a
+# bank whose subsets hold each row with probability one half.
+BY_HAND = {"less", "embedding", "bm25", "banzhaf"}
+
+
+def described() -> set[str]:
+    headings = re.findall(r"^### (.+)$", DOCUMENT.read_text(encoding="utf-8"), re.MULTILINE)
+    return {name for heading in headings for name in heading.split(", ")}
+
+
+def test_every_estimator_has_an_entry_and_no_entry_lacks_one() -> None:
+    names = {known.name for known in estimators()}
+    # Leave-one-out and the others of `attribution.valuation` are described under one heading.
+    assert described() == names
+
+
+def test_specs_offer_every_estimator_that_they_can_feed() -> None:
+    union = get_args(AttributionSpec)[0]
+    offered = {get_args(member.model_fields["method"].annotation)[0] for member in get_args(union)}
+    assert offered == {known.name for known in estimators()} - BY_HAND
