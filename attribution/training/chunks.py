@@ -1,10 +1,11 @@
 """A chunk: a few models that take their steps together, and the threads that run chunks.
 
 Rows of a chunk are sorted by falling subset size, so that the models that still have a batch in
-this epoch are always a prefix. On the CPU every chunk of a plain perceptron runs on one thread of
-its own: no barriers, and the same bits for every way to cut the stack as long as the subsets are
-of one size. Subsets of several sizes pad each other's last batch with zeros; that regroups sums,
-and the last digit of a weight can depend on the company that a model keeps.
+this epoch are always a prefix. On the CPU every chunk of a plain chain of layers runs on one
+thread of its own: no barriers, and the same bits for every way to cut the stack. Of those that are
+not compiled this holds as long as the subsets are of one size: several sizes pad each other's last
+batch with zeros; that regroups sums, and the last digit of a weight can depend on the company that
+a model keeps.
 """
 
 import threading
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from attribution.models import fresh
 from attribution.training.anymodel import LoopGradients, VmapGradients
+from attribution.training.compiled import CompiledEpochs
 from attribution.training.jobs import Job, TrainingPath, split_state
 from attribution.training.optimizers import Stack, make_optimizer
 from attribution.training.recipe import epoch_order
@@ -42,7 +44,8 @@ class Chunk:
         self.sizes = np.array([len(subset) for subset in self.subsets])
         trainable, constants = split_state(job.template)
         shapes = {name: value.shape for name, value in trainable.items()}
-        self.params = Stack(shapes, len(rows), dtype=job.dtype, device=job.device)
+        layout = None if job.network is None else job.network.layout
+        self.params = Stack(shapes, len(rows), dtype=job.dtype, device=job.device, layout=layout)
         self.constants = {
             name: torch.empty((len(rows), *value.shape), dtype=value.dtype, device=value.device)
             for name, value in constants.items()
@@ -72,11 +75,11 @@ class Chunk:
         found = {f"model/{name}": value for name, value in self._state().items()}
         for slot, stack in self.optimizer.slots.items():
             found |= {f"optimizer/{slot}/{name}": value for name, value in stack.tensors.items()}
-        return {name: value.detach().cpu().clone() for name, value in found.items()}
+        return {name: _copied(value) for name, value in found.items()}
 
     def states(self) -> dict[str, Tensor]:
         """Copies on the CPU of parameters and constants, each [rows, ...]."""
-        return {name: value.detach().cpu().clone() for name, value in self._state().items()}
+        return {name: _copied(value) for name, value in self._state().items()}
 
     def load(self, tensors: dict[str, Tensor], losses: npt.NDArray[np.float64]) -> None:
         """Continue from what `tensors` gave, for all models of the job."""
@@ -105,6 +108,8 @@ class Chunk:
     def _run(self, epoch: int, steps: npt.NDArray[np.intp]) -> npt.NDArray[np.float64]:
         """Summed losses of each model over one epoch."""
         recipe, sizes = self.job.recipe, self.sizes
+        if isinstance(self.gradients, CompiledEpochs):
+            return self.gradients.run(epoch, self._order(epoch), sizes)
         order = torch.from_numpy(self._order(epoch)).to(self.job.device)
         sums = torch.zeros(len(sizes), dtype=self.job.dtype, device=self.job.device)
         for step in range(int(steps[0])):
@@ -124,8 +129,16 @@ class Chunk:
     def _state(self) -> dict[str, Tensor]:
         return {**self.params.tensors, **self.constants}
 
-    def _gradients(self) -> StackedGradients | VmapGradients | LoopGradients:
+    def _gradients(self) -> CompiledEpochs | StackedGradients | VmapGradients | LoopGradients:
         job, params, into = self.job, self.params, self.optimizer.accumulator
+        if job.network is not None and job.examples is not None:
+            return CompiledEpochs(
+                job.network,
+                self.optimizer,
+                examples=job.examples,
+                targets=job.targets,
+                task=job.task,
+            )
         if job.layers is not None:
             return StackedGradients(
                 job.layers,
@@ -192,7 +205,7 @@ class Chunk:
         if finite.all() and bool(torch.isfinite(self.params.flat.sum())):
             return
         for tensor in self.params.tensors.values():
-            finite &= torch.isfinite(tensor).view(len(finite), -1).all(1).cpu().numpy()
+            finite &= torch.isfinite(tensor).reshape(len(finite), -1).all(1).cpu().numpy()
         if finite.all():
             return
         place = int(np.flatnonzero(~finite)[0])
@@ -203,6 +216,10 @@ class Chunk:
             f"its mean loss is {self.losses[-1][place]:g} at a learning rate of {rate:g}; "
             "lower lr, or let it climb with warmup"
         )
+
+
+def _copied(value: Tensor) -> Tensor:
+    return value.detach().cpu().clone(memory_format=torch.contiguous_format)
 
 
 def merge(

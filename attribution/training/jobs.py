@@ -20,6 +20,7 @@ from attribution.models import ModelLike, fresh
 from attribution.outputs import Task, check_targets, task_of
 from attribution.streams import checked_seed
 from attribution.training.anymodel import has_convolutions, needs_loop, vmap_works
+from attribution.training.network import Network, network_of
 from attribution.training.recipe import Recipe
 from attribution.training.stacked import Layer, layers_of
 from schemas.errors import DataError, RecipeError, ShapeError
@@ -30,6 +31,7 @@ Arrays = tuple[Tensor | npt.NDArray[Any], Tensor | npt.NDArray[Any]]
 class TrainingPath(StrEnum):
     """How gradients are computed."""
 
+    COMPILED = "compiled"
     STACKED = "stacked"
     VMAP = "vmap"
     LOOP = "loop"
@@ -39,11 +41,14 @@ class TrainingPath(StrEnum):
 class Job:
     """What all chunks of one training share; tensors are on the device already.
 
-    ``pure`` says that a forward pass is a function of parameters and input alone.
+    ``pure`` says that a forward pass is a function of parameters and input alone; ``examples``
+    are the inputs as the network's kernels read them.
     """
 
     model: ModelLike
     template: nn.Module
+    network: Network | None
+    examples: Tensor | None
     layers: tuple[Layer, ...] | None
     path: TrainingPath
     pure: bool
@@ -87,21 +92,26 @@ def make_job(
     rows, numbers = checked_masks(masks, seeds, len(inputs))
     template = fresh(model, numbers[0]).to(device=where, dtype=dtype)
     _try_forward(template, inputs, targets)
-    layers = None
+    network, layers = None, None
     if inputs.is_floating_point() and kind is not Task.LANGUAGE:
+        if where == "cpu":
+            batch = min(recipe.batch_size, int(rows.sum(axis=1).max()))
+            network = network_of(template, inputs.shape[1:], batch, dtype)
         layers = layers_of(template, inputs.shape[1:])
     params, constants = split_state(template)
-    pure = layers is not None or (
+    pure = (network or layers) is not None or (
         not needs_loop(template)
         and vmap_works(template, params, constants, inputs=inputs, targets=targets, task=kind)
     )
-    path = TrainingPath.STACKED
-    if layers is None:
+    path = TrainingPath.COMPILED if network is not None else TrainingPath.STACKED
+    if network is None and layers is None:
         slow = where == "cpu" and has_convolutions(template)
         path = TrainingPath.VMAP if pure and not slow else TrainingPath.LOOP
     return Job(
         model=model,
         template=template,
+        network=network,
+        examples=None if network is None else network.examples(inputs),
         layers=layers,
         path=path,
         pure=pure,

@@ -3,15 +3,30 @@
 M models of p parameters live in one flat buffer, tensor-major: [M, *shape0], [M, *shape1], ... so
 that each parameter is one contiguous batch for a batched product, and one update is one pass over
 the whole. Only a prefix of m <= M models takes a step (models are sorted by subset size).
+Compiled code, which trains one model after the other, keeps each in one row of its own layout.
 """
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from attribution.training.recipe import Optimizer, Recipe
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """Where the tensors of one model lie in its row: offset and strides by name.
+
+    Args:
+        size: Numbers in a row; those that no tensor covers stay zero.
+        places: Offset and strides of each tensor.
+    """
+
+    size: int
+    places: Mapping[str, tuple[int, tuple[int, ...]]]
 
 
 class Stack:
@@ -22,6 +37,7 @@ class Stack:
         n_models: M.
         dtype: Of every tensor.
         device: Where they live.
+        layout: Of one row for each model; by default the stack is tensor-major.
     """
 
     def __init__(
@@ -31,13 +47,24 @@ class Stack:
         *,
         dtype: torch.dtype,
         device: str,
+        layout: Layout | None = None,
     ) -> None:
         self.n_models = n_models
         self.shapes = dict(shapes)
+        self.layout = layout
+        self.tensors: dict[str, Tensor]
+        if layout is not None:
+            self.flat = torch.zeros(n_models * layout.size, dtype=dtype, device=device)
+            self.tensors = {
+                name: self.flat.as_strided((n_models, *shape), (layout.size, *strides), offset)
+                for name, shape in shapes.items()
+                for offset, strides in [layout.places[name]]
+            }
+            return
         sizes = [n_models * math.prod(shape) for shape in shapes.values()]
         self.flat = torch.zeros(sum(sizes), dtype=dtype, device=device)
         pieces = self.flat.split(sizes)
-        self.tensors: dict[str, Tensor] = {
+        self.tensors = {
             name: piece.view(n_models, *shape)
             for (name, shape), piece in zip(shapes.items(), pieces, strict=True)
         }
@@ -45,7 +72,11 @@ class Stack:
     def like(self) -> "Stack":
         """Zeros of the same layout."""
         return Stack(
-            self.shapes, self.n_models, dtype=self.flat.dtype, device=str(self.flat.device)
+            self.shapes,
+            self.n_models,
+            dtype=self.flat.dtype,
+            device=str(self.flat.device),
+            layout=self.layout,
         )
 
     def load(self, values: Mapping[str, Tensor]) -> None:

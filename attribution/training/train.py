@@ -42,7 +42,7 @@ class TrainedModels:
             parameters only the first name is kept.
         snapshots: States after each asked epoch (0 is before training).
         history: Mean training loss of each model in each epoch, [M, epochs].
-        path: ``stacked``, ``vmap`` or ``loop``.
+        path: ``compiled``, ``stacked``, ``vmap`` or ``loop``.
         device: Where they were trained.
     """
 
@@ -79,9 +79,11 @@ def train_models(
 ) -> TrainedModels:
     """Train one model for each mask.
 
-    Plain perceptrons run as batched products with a backward pass by hand, other modules under
-    ``torch.func.vmap``, and those that vmap cannot run (batch norm, dropout, recurrent layers) or
-    runs slowly (convolutions on the CPU) one after the other; ``path`` of the result says which.
+    On the CPU chains of linear layers, convolutions, max pooling, ReLU and Tanh run as compiled
+    code. Other plain perceptrons run as batched products with a backward pass by hand, other
+    modules under ``torch.func.vmap``, and those that vmap cannot run (batch norm, dropout,
+    recurrent layers) or runs slowly (convolutions on the CPU) one after the other; ``path`` of the
+    result says which.
 
     Args:
         model: A module, re-initialised through `reset_parameters`, or a factory; called once for

@@ -106,14 +106,44 @@ def no_bias() -> nn.Module:
     )
 
 
+def pooled() -> nn.Module:
+    return nn.Sequential(
+        nn.Unflatten(1, (1, 3)),
+        nn.Conv2d(1, 5, 3, padding=1),
+        nn.MaxPool2d((1, 2)),
+        nn.ReLU(),
+        nn.Conv2d(5, 4, (2, 1), padding=(1, 0), bias=False),
+        nn.Tanh(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(8, 7),
+        nn.ReLU(),
+        nn.Linear(7, 3),
+    )
+
+
+def strided() -> nn.Module:
+    return nn.Sequential(
+        nn.Unflatten(1, (1, 3)),
+        nn.Conv2d(1, 20, 2, padding=1, stride=(1, 2)),
+        nn.ReLU(),
+        nn.Conv2d(20, 6, (3, 2), stride=(2, 1), padding=(2, 0)),
+        nn.Conv2d(6, 4, 1),
+        nn.Flatten(),
+        nn.Linear(24, 1),
+    )
+
+
 MODELS: dict[str, tuple[Callable[[], nn.Module], str]] = {
-    "linear": (lambda: build("linear", (3, 4), 3), "stacked"),
-    "relu": (lambda: build("mlp", (3, 4), 3, hidden=[8, 5]), "stacked"),
+    "linear": (lambda: build("linear", (3, 4), 3), "compiled"),
+    "relu": (lambda: build("mlp", (3, 4), 3, hidden=[8, 5]), "compiled"),
     "gelu": (lambda: build("mlp", (3, 4), 3, hidden=[8], activation="gelu"), "stacked"),
     "silu": (lambda: build("mlp", (3, 4), 3, hidden=[8], activation="silu"), "stacked"),
-    "tanh": (lambda: build("mlp", (3, 4), 3, hidden=[8], activation="tanh"), "stacked"),
+    "tanh": (lambda: build("mlp", (3, 4), 3, hidden=[8], activation="tanh"), "compiled"),
     "no bias": (no_bias, "stacked"),
-    "regression": (lambda: build("mlp", (3, 4), 1, hidden=[8]), "stacked"),
+    "regression": (lambda: build("mlp", (3, 4), 1, hidden=[8]), "compiled"),
+    "pooled": (pooled, "compiled"),
+    "strided regression": (strided, "compiled"),
     "layer norm": (normed, "vmap"),
     "convolution": (conv, "loop"),
     "batch norm and dropout": (noisy, "loop"),
@@ -121,7 +151,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], str]] = {
 
 
 def targets_of(name: str) -> np.ndarray[Any, Any]:
-    return NUMBERS if name == "regression" else LABELS
+    return NUMBERS if "regression" in name else LABELS
 
 
 def train(model: Any, targets: np.ndarray[Any, Any] = LABELS, **options: Any) -> TrainedModels:
@@ -153,7 +183,7 @@ def test_each_model_of_a_stack_equals_the_model_trained_alone(name: str, kind: s
     make, path = MODELS[name]
     # Batch norm needs two rows in every batch, also in the last one.
     rows = [0, 3] if path == "loop" else list(range(len(SIZES)))
-    if path != "stacked" and kind == "no decay, linear":
+    if path in ("vmap", "loop") and kind == "no decay, linear":
         rows = rows[:2]
     model, recipe = make(), RECIPES[kind]
     got = train(
@@ -175,7 +205,9 @@ def test_float32_stays_close_to_float64() -> None:
         torch.testing.assert_close(narrow.states[name].double(), value, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["relu", "layer norm", "convolution", "batch norm and dropout"])
+@pytest.mark.parametrize(
+    "name", ["relu", "gelu", "pooled", "layer norm", "convolution", "batch norm and dropout"]
+)
 def test_how_the_stack_is_cut_changes_nothing(name: str) -> None:
     make, path = MODELS[name]
     rows = [0, 3] if path == "loop" else list(range(len(SIZES)))
@@ -201,7 +233,9 @@ def test_subsets_of_one_size_give_the_same_bits_in_any_company(batch_size: int) 
             assert torch.equal(cut.states[name], value)
 
 
-@pytest.mark.parametrize("name", ["relu", "layer norm", "convolution", "batch norm and dropout"])
+@pytest.mark.parametrize(
+    "name", ["relu", "gelu", "pooled", "layer norm", "convolution", "batch norm and dropout"]
+)
 def test_the_same_seed_gives_the_same_bits_and_another_seed_others(name: str) -> None:
     model = MODELS[name][0]()
     rows = {"masks": MASKS[[0, 0, 3]]}
@@ -239,7 +273,9 @@ def test_an_epochs_order_is_a_permutation_of_its_own() -> None:
     np.testing.assert_array_equal(orders[3], epoch_order(1, 1, 50))
 
 
-@pytest.mark.parametrize("name", ["relu", "layer norm", "convolution", "batch norm and dropout"])
+@pytest.mark.parametrize(
+    "name", ["relu", "gelu", "pooled", "layer norm", "convolution", "batch norm and dropout"]
+)
 @pytest.mark.parametrize("kind", ["heavy ball", "adamw, linear"])
 def test_a_resumed_training_ends_as_an_uninterrupted_one(
     name: str, kind: str, tmp_path: Path
