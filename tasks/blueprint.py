@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 # Raised when the numbers that a stage makes change; old artifacts then simply no longer match.
 VERSIONS = {
-    "checkpoints": 1,
+    "checkpoints": 2,
     "bank": BANK_VERSION,
     "features": FEATURES_VERSION,
     "scores": 2,

@@ -17,7 +17,7 @@ from store.artifacts import Artifacts
 
 STAGE = "bank"
 # Of what a chunk holds and of what names a retraining.
-BANK_VERSION = 2
+BANK_VERSION = 3
 LOGITS_FILE = "logits.npy"
 OBSERVED_FILE = "observed.npy"
 STATES_FILE = "states.safetensors"

@@ -25,7 +25,7 @@ _FEATURES = binding.get_host_cpu_features()
 _WIDE = _FEATURES.get("avx512f", False)
 VECTOR_BYTES = 64 if _WIDE else 32 if _FEATURES.get("avx2", False) else 16
 # (rows, vectors) of a tile that stays in registers: 32 of them, but 16 with AVX2.
-TALL, MIDDLE, BROAD = (8, 1), (5 if VECTOR_BYTES == 32 else 7, 2), (5, 4)
+TALL, MIDDLE, BROAD = (10, 1), (5 if VECTOR_BYTES == 32 else 7, 2), (5, 4)
 BROADEST = 2 if VECTOR_BYTES == 32 else 4
 # Lines of B that are summed in one go; they stay in the cache while all tiles read them.
 BLOCK = 1024

@@ -28,8 +28,9 @@ from attribution.training.state import States, TrainingState
 from schemas.errors import RecipeError, ShapeError
 
 CPU_MEMORY = 2**30
-# Models a chunk on the CPU. Chunks of 16 to 100 measured the same (42 to 44 models/s a core for
-# the 17k-parameter perceptron of benchmarks/bank_speed.py), 4 were 7 % slower.
+# Models a chunk on the CPU. As batched products, chunks of 16 to 100 measured the same (42 to 44
+# models/s a core for the 17k-parameter perceptron of benchmarks/bank_speed.py), 4 were 7 % slower;
+# compiled code takes one model after the other and does not care.
 CPU_CHUNK = 64
 
 
