@@ -14,7 +14,8 @@ from attribution.training import kernels
 Sides = tuple[int, int]
 
 _ACTIVATIONS = {nn.ReLU: kernels.RELU, nn.Tanh: kernels.TANH}
-_PLAIN = (nn.Flatten, nn.Unflatten, nn.Identity, nn.Linear, nn.Conv2d, nn.MaxPool2d, *_ACTIVATIONS)
+_POOLS = (nn.MaxPool2d, nn.AvgPool2d)
+_PLAIN = (nn.Flatten, nn.Unflatten, nn.Identity, nn.Linear, nn.Conv2d, *_POOLS, *_ACTIVATIONS)
 
 
 @dataclass(kw_only=True)
@@ -32,6 +33,7 @@ class Link:
         outputs: Channels of what it makes.
         activation: A number of `kernels`.
         pool: Height and width of the pooling window, which moves by as much.
+        averaged: Whether the pooled number is the window's mean; else it is its maximum.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Link:
     outputs: int
     activation: int = kernels.NO_ACTIVATION
     pool: Sides | None = None
+    averaged: bool = False
 
     @property
     def made(self) -> Sides:
@@ -69,8 +72,8 @@ def chain_of(model: nn.Module, shape: tuple[int, ...]) -> list[Link] | None:
     """The links of a model for inputs of a shape; None where it is no chain that is known.
 
     Known are `nn.Sequential` (nested or not) of Linear, Conv2d (zero padding, one group, no
-    dilation), ReLU, Tanh, MaxPool2d (of windows that do not overlap), Flatten, Unflatten and
-    Identity, without hooks, shared or frozen parameters.
+    dilation), ReLU, Tanh, MaxPool2d and AvgPool2d (of windows that do not overlap), Flatten,
+    Unflatten and Identity, without hooks, shared or frozen parameters.
     """
     modules = _leaves(model, "")
     parameters = list(model.parameters())
@@ -111,13 +114,14 @@ def _follow(
                 return None
             links.append(link)
             return (link.outputs, *link.made)
-        case nn.MaxPool2d() if last is not None and last.pool is None and len(shape) == 3:
-            last.pool = _pool(module)
+        case nn.MaxPool2d() | nn.AvgPool2d() if last and last.pool is None and len(shape) == 3:
+            last.pool, last.averaged = _pool(module), isinstance(module, nn.AvgPool2d)
             fits = last.pool is not None and min(last.pooled) > 0
             return (last.outputs, *last.pooled) if fits else None
         case nn.ReLU() | nn.Tanh() if last is not None and not last.activation:
-            # The largest of a window wins before ReLU as after; rounding may tie others.
-            if last.pool is not None and not isinstance(module, nn.ReLU):
+            # The largest of a window wins before ReLU as after; rounding may tie others, and
+            # ReLU of a mean is no mean.
+            if last.pool is not None and (last.averaged or not isinstance(module, nn.ReLU)):
                 return None
             last.activation = _ACTIVATIONS[type(module)]
             return shape
@@ -160,11 +164,13 @@ def _flattens(module: nn.Flatten, n_axes: int) -> bool:
     return module.start_dim == 1 and module.end_dim in (-1, n_axes)
 
 
-def _pool(module: nn.MaxPool2d) -> Sides | None:
+def _pool(module: nn.MaxPool2d | nn.AvgPool2d) -> Sides | None:
     """The window, where windows neither overlap nor reach over the edge."""
     window, stride = _pair(module.kernel_size), _pair(module.stride)
-    apart = window == stride and not module.ceil_mode and not module.return_indices
-    plain = _pair(module.padding) == (0, 0) and _pair(module.dilation) == (1, 1)
+    apart = window == stride and _pair(module.padding) == (0, 0) and not module.ceil_mode
+    if isinstance(module, nn.AvgPool2d):
+        return window if apart and module.divisor_override is None else None
+    plain = _pair(module.dilation) == (1, 1) and not module.return_indices
     return window if apart and plain else None
 
 

@@ -43,8 +43,8 @@ STAGE = np.dtype(
             # Forward: `places` rows of `wide` numbers an example, each a sum over `n_taps`.
             *("places", "n_taps", "outputs", "wide", "weight", "bias", "activation"),
             *("in_rows", "taps", "lines", "out_rows", "delta_rows"),
-            # Max pooling of what comes out, where `pooled` > 0 places remain.
-            *("pooled", "window", "pool_out", "pool_delta", "next_rows", "winners"),
+            # Pooling of what comes out, where `pooled` > 0 places remain: maxima, or means.
+            *("pooled", "averaged", "window", "pool_out", "pool_delta", "next_rows", "winners"),
             # Backward to the input: the turned weights, [n_back, line], and the sums over them.
             *("turned", "turned_rows", "line", "in_wide", "back_places", "n_back"),
             *("back_rows", "back_taps", "back_lines", "grad", "grad_rows"),
@@ -272,25 +272,29 @@ def _unpool(stage, tables, n, grad, room, winners):  # type: ignore[no-untyped-d
 
 
 @numba.njit(nogil=True)
-def _deactivate(stage, tables, n, grad, room):  # type: ignore[no-untyped-def]
-    """Multiply the derivative by each output with the activation's slope there, in place."""
-    zero, one, wide, activation = (
-        room.dtype.type(0),
-        room.dtype.type(1),
-        stage.wide,
-        stage.activation,
-    )
-    start = stage.next_rows if stage.pooled else stage.out_rows
-    n_rows = n * (stage.pooled if stage.pooled else stage.places)
-    source = grad
-    for after in tables[start : start + n_rows]:
-        if activation == RELU:
+def _average(stage, tables, n, room):  # type: ignore[no-untyped-def]
+    """Mean of each window, written where the next stage reads."""
+    window, wide, share = stage.window, stage.wide, room.dtype.type(1 / stage.window)
+    pool_out = stage.pool_out
+    for into in tables[stage.next_rows : stage.next_rows + n * stage.pooled]:
+        for k in range(wide):
+            room[_at(into + k)] = 0
+        for found in tables[pool_out : pool_out + window]:
             for k in range(wide):
-                value, output = room[_at(source + k)], room[_at(after + k)]
-                room[_at(source + k)] = value if output > zero else zero
-        elif activation == TANH:
+                room[_at(into + k)] += share * room[_at(found + k)]
+        pool_out += window
+
+
+@numba.njit(nogil=True)
+def _spread(stage, tables, n, grad, room):  # type: ignore[no-untyped-def]
+    """Send each mean's share of the derivative to all places of its window."""
+    window, wide, share = stage.window, stage.wide, room.dtype.type(1 / stage.window)
+    pool_delta, source = stage.pool_delta, grad
+    for _ in range(n * stage.pooled):
+        for into in tables[pool_delta : pool_delta + window]:
             for k in range(wide):
-                room[_at(source + k)] *= one - room[_at(after + k)] * room[_at(after + k)]
+                room[_at(into + k)] = share * room[_at(source + k)]
+        pool_delta += window
         source += wide
 
 
@@ -301,6 +305,24 @@ def _copy(stage, tables, n, grad, room):  # type: ignore[no-untyped-def]
         for k in range(wide):
             room[_at(into + k)] = room[_at(source + k)]
         source += wide
+
+
+@numba.njit(nogil=True)
+def _deactivate(stage, tables, n, room):  # type: ignore[no-untyped-def]
+    """Multiply the derivative by each output with the activation's slope there."""
+    zero, one = room.dtype.type(0), room.dtype.type(1)
+    wide, out_rows, delta_rows = stage.wide, stage.out_rows, stage.delta_rows
+    if stage.activation == RELU:
+        for place in range(n * stage.places):
+            into, after = tables[delta_rows + place], tables[out_rows + place]
+            for k in range(wide):
+                value, output = room[_at(into + k)], room[_at(after + k)]
+                room[_at(into + k)] = value if output > zero else zero
+    elif stage.activation == TANH:
+        for place in range(n * stage.places):
+            into, after = tables[delta_rows + place], tables[out_rows + place]
+            for k in range(wide):
+                room[_at(into + k)] *= one - room[_at(after + k)] * room[_at(after + k)]
 
 
 @numba.njit(nogil=True)
@@ -343,7 +365,9 @@ def _forward(stages, tables, data, n, params, room):  # type: ignore[no-untyped-
         weight = params[stage.weight : stage.weight + stage.n_taps * wide]
         product(source, rows, taps, weight, lines, numbers, into, wide, keep)
         _activate(numbers, into, wide, stage.activation)
-        if stage.pooled:
+        if stage.averaged:
+            _average(stage, tables, n, numbers)
+        elif stage.pooled:
             _pool(stage, tables, n, numbers, room.winners)
 
 
@@ -367,11 +391,13 @@ def _backward(stages, tables, data, n, params, gradient, keep, room):  # type: i
         if place:
             _to_input(stage, tables, n, params, numbers)
             below = stages[place - 1]
-            _deactivate(below, tables, n, stage.grad, numbers)
-            if below.pooled:
+            if below.averaged:
+                _spread(below, tables, n, stage.grad, numbers)
+            elif below.pooled:
                 _unpool(below, tables, n, stage.grad, numbers, room.winners)
             else:
                 _copy(below, tables, n, stage.grad, numbers)
+            _deactivate(below, tables, n, numbers)
 
 
 @numba.njit(nogil=True)

@@ -201,6 +201,7 @@ class _Writer:
             windows = _windows(places, link)
             stage["pool_out"] = self._table(own.batch(windows, self.batch_size))
             stage["pooled"], stage["window"] = math.prod(link.pooled), math.prod(link.pool)
+            stage["averaged"] = link.averaged
             stage["winners"] = self.winners
             self.winners += len(kept) * int(stage["wide"])
         stage["out_rows"] = self._table(own.batch(places, self.batch_size))

@@ -80,11 +80,11 @@ def train_models(
 ) -> TrainedModels:
     """Train one model for each mask.
 
-    On the CPU chains of linear layers, convolutions, max pooling, ReLU and Tanh run as compiled
-    code. Other plain perceptrons run as batched products with a backward pass by hand, other
-    modules under ``torch.func.vmap``, and those that vmap cannot run (batch norm, dropout,
-    recurrent layers) or runs slowly (convolutions on the CPU) one after the other; ``path`` of the
-    result says which.
+    On the CPU chains of linear layers, convolutions, pooling, ReLU and Tanh run as compiled code.
+    Other plain perceptrons run as batched products with a backward pass by hand, other modules
+    under ``torch.func.vmap``, and those that vmap cannot run (batch norm, dropout, recurrent
+    layers) or runs slowly (convolutions on the CPU) one after the other; ``path`` of the result
+    says which.
 
     Args:
         model: A module, re-initialised through `reset_parameters`, or a factory; called once for

@@ -122,6 +122,20 @@ def pooled() -> nn.Module:
     )
 
 
+def averaged() -> nn.Module:
+    return nn.Sequential(
+        nn.Unflatten(1, (1, 3)),
+        nn.Conv2d(1, 5, 2, padding=1),
+        nn.Tanh(),
+        nn.AvgPool2d(2),
+        nn.Conv2d(5, 4, 2, padding=1),
+        nn.ReLU(),
+        nn.AvgPool2d((3, 1)),
+        nn.Flatten(),
+        nn.Linear(12, 3),
+    )
+
+
 def strided() -> nn.Module:
     return nn.Sequential(
         nn.Unflatten(1, (1, 3)),
@@ -143,6 +157,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "no bias": (no_bias, "stacked"),
     "regression": (lambda: build("mlp", (3, 4), 1, hidden=[8]), "compiled"),
     "pooled": (pooled, "compiled"),
+    "averaged": (averaged, "compiled"),
     "strided regression": (strided, "compiled"),
     "layer norm": (normed, "vmap"),
     "convolution": (conv, "loop"),

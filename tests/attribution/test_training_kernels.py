@@ -96,6 +96,8 @@ PICTURE = (2, 6, 6)
         nn.Sequential(nn.Conv2d(2, 4, 3), nn.MaxPool2d(2), nn.Tanh()),
         nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Tanh()),
         nn.Sequential(nn.MaxPool2d(2), nn.Conv2d(2, 4, 3)),
+        nn.Sequential(nn.Conv2d(2, 4, 3), nn.AvgPool2d(2), nn.ReLU()),
+        nn.Sequential(nn.Conv2d(2, 4, 3), nn.AvgPool2d(2, divisor_override=3)),
         nn.Sequential(nn.Conv2d(2, 4, 3), nn.GELU()),
         nn.Sequential(nn.Conv2d(2, 4, 3), nn.Dropout()),
     ],
