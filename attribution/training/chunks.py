@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from attribution.models import fresh
+from attribution.models import fresh_each
 from attribution.training.anymodel import LoopGradients, VmapGradients
 from attribution.training.compiled import CompiledEpochs
 from attribution.training.jobs import Job, TrainingPath, split_state
@@ -56,16 +56,16 @@ class Chunk:
 
     def initialise(self) -> None:
         """Draw every model's first parameters under its own seed."""
-        for place, seed in enumerate(self.seeds):
-            trainable, constants = split_state(fresh(self.job.model, seed))
+        for place, made in enumerate(fresh_each(self.job.model, self.seeds)):
+            trainable, constants = split_state(made)
             targets = {**self.params.tensors, **self.constants}
             drawn = {**trainable, **constants}
             if drawn.keys() != targets.keys() or any(
                 drawn[name].shape != target.shape[1:] for name, target in targets.items()
             ):
                 raise RecipeError(
-                    f"the model factory returned another architecture under seed {seed}; "
-                    "it must return the same one each time"
+                    "the model factory returned another architecture under seed "
+                    f"{self.seeds[place]}; it must return the same one each time"
                 )
             for name, target in targets.items():
                 target[place].copy_(drawn[name])

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attribution.models import build, fresh, torch_stream
+from attribution.models import build, fresh, fresh_each, torch_stream
 from attribution.streams import Purpose, torch_seed
 from schemas.errors import NotFound, RecipeError, ShapeError
 
@@ -76,6 +76,15 @@ def test_a_module_drawn_again_equals_one_constructed_under_the_seed(make: object
     assert same(fresh(make, 17), constructed)
     assert not same(drawn, before)
     assert not same(drawn, fresh(before, 18))
+
+
+@pytest.mark.parametrize("given", [build("mlp", (4,), 3), nn.BatchNorm1d(3), Attention])
+def test_models_of_several_seeds_are_those_of_each_seed_alone(given: object) -> None:
+    seeds = (3, 17, 3)
+    for seed, made in zip(seeds, fresh_each(given, seeds), strict=True):
+        assert same(made, fresh(given, seed))
+        for value in made.state_dict().values():
+            value.zero_()
 
 
 def test_drawing_leaves_the_given_module_and_the_global_generator_alone() -> None:

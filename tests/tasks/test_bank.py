@@ -186,7 +186,7 @@ def test_models_too_large_to_keep_are_trained_again_for_new_test_rows(
     assert not any(chunk.facts["weights"] for chunk in chunks(plan))
     bank_after(measured(tmp_path, range(60)), tmp_path / "w")
     assert len(chunks(plan)) == 4
-    assert {chunk.facts["path"] for chunk in chunks(plan)} == {"stacked"}
+    assert {chunk.facts["path"] for chunk in chunks(plan)} == {"compiled"}
 
 
 def test_checkpoints_of_the_bank_are_kept_whatever_their_size(
