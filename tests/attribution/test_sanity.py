@@ -74,10 +74,10 @@ def test_random_scores_do_not_know_their_source() -> None:
 
 @cache
 def bank_of_digits():  # type: ignore[no-untyped-def]
-    inputs, targets = digits(400)
-    train, queries = (inputs[:340], targets[:340]), (inputs[340:], targets[340:])
-    model = build("mlp", (64,), 10, hidden=[64, 32])
-    masks, seeds, alpha = draw_masks(340, 160, [0.5], 2, 0)
+    inputs, targets = digits(500)
+    train, queries = (inputs[:440], targets[:440]), (inputs[440:], targets[440:])
+    model = build("mlp", (64,), 10, hidden=[128, 64])
+    masks, seeds, alpha = draw_masks(440, 160, [0.5], 2, 0)
     bank = train_bank(
         model,
         train,
@@ -94,8 +94,8 @@ def bank_of_digits():  # type: ignore[no-untyped-def]
 def test_random_weights_lose_the_lds_of_trak_and_not_that_of_cosines() -> None:
     """Cosines know labels and inputs, but little of what was learnt: the check tells them apart.
 
-    On 500 digits and a wider net TRAK lost 0.17 [0.12, 0.21] of 0.62, influence 0.21, cosines
-    -0.02 [-0.05, 0.01] of 0.32.
+    TRAK loses 0.09 [0.05, 0.13] of 0.58, cosines -0.02 [-0.05, 0.02] of 0.32. On 340 rows and half
+    the width TRAK's interval ended at 0.01: one unstable training that rounds otherwise decided.
     """
     model, train, queries, bank = bank_of_digits()
     weights = trained(model, train), [fresh(model, seed).state_dict() for seed in (100, 101)]
@@ -118,7 +118,7 @@ def test_random_weights_lose_the_lds_of_trak_and_not_that_of_cosines() -> None:
 def test_copies_of_a_row_share_their_credit_equally() -> None:
     _, (inputs, targets), queries, _ = bank_of_digits()
     train = np.concatenate([inputs, inputs[:5]]), np.append(targets, targets[:5])
-    clusters = np.append(np.arange(340), np.arange(5))
+    clusters = np.append(np.arange(len(targets)), np.arange(5))
     model = build("mlp", (64,), 10, hidden=[32])
     scores = attribute(
         "trak",
