@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from attribution import estimators, lds
+from attribution.estimators import Reads
 from benchmarks.peers.environments import PeerError, call, names, python_of
 from benchmarks.problems import Truth
 
@@ -94,7 +95,8 @@ QUICK = ("TRAK logistic", "TRAK after-kernel", "TRAK, ", "graddot", "gradcos", "
 # They need more than rows and independent checkpoints: a run's snapshots and rates, an optimiser's
 # moments, embeddings, words. `benchmarks.lds_run` and `benchmarks.metagradient_digits` measure what
 # belongs to a run.
-ELSEWHERE = ("source", "less", "embedding", "bm25", "metagradient")
+LINEAR = ("alo", "jackknife")
+ELSEWHERE = ("source", "less", "embedding", "bm25", "metagradient", *LINEAR)
 
 
 def plan(counts: Sequence[int], only: Sequence[str] = (), *, quick: bool = False) -> Iterator[Run]:
@@ -120,7 +122,11 @@ def _peers(count: int) -> Iterator[Run]:
 
 
 def _ours(count: int) -> Iterator[Run]:
-    listed = [known.name for known in estimators() if known.name not in ELSEWHERE]
+    listed = [
+        known.name
+        for known in estimators()
+        if known.name not in ELSEWHERE and known.reads is not Reads.BANK
+    ]
     for name in listed:
         variants = [(name, {})]
         if name == "trak":

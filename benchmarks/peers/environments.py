@@ -58,7 +58,8 @@ def call(command: list[str], environment: dict[str, str] | None = None) -> str:
         command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False
     )
     if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        # Progress bars go to the same stream, after the reason at times.
+        lines = [line for line in done.stderr.splitlines() if line.strip() and "it/s" not in line]
         reason = lines[-1].strip() if lines else f"exit status {done.returncode}"
         # A report names no path of the machine it was made on.
         raise PeerError(reason.replace(f"{REPOSITORY}/", ""))

@@ -311,9 +311,11 @@ def _scatter(
     if everything.size:
         low, high = float(everything.min()), float(everything.max())
         pad = 0.06 * (high - low) or 0.5
-        axes.plot([low - pad, high + pad], [low - pad, high + pad], color=INK, linewidth=0.8)
-        axes.set_xlim(low - pad, high + pad)
-        axes.set_ylim(low - pad, high + pad)
+        # More below: names on the left of the lowest points would lie over the axis.
+        limits = (low - 2.5 * pad, high + pad)
+        axes.plot(limits, limits, color=INK, linewidth=0.8)
+        axes.set_xlim(limits)
+        axes.set_ylim(limits)
     axes.set_aspect("equal", adjustable="box")
     if len(names) > 1:
         axes.legend(frameon=False, fontsize=8, loc="upper left", handletextpad=0.1)
