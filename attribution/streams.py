@@ -36,6 +36,7 @@ class Purpose(StrEnum):
     VERDICT = "verdict"
     REMOVAL = "removal"
     FOLDS = "folds"
+    DESIGN = "design"
 
 
 # Fixed for ever: a changed number is a changed experiment. New purposes take the next free one.
@@ -56,6 +57,7 @@ PURPOSE_CODES: dict[Purpose, int] = {
     Purpose.VERDICT: 14,
     Purpose.REMOVAL: 15,
     Purpose.FOLDS: 16,
+    Purpose.DESIGN: 17,
 }
 
 _ROUNDS = 10

@@ -8,6 +8,7 @@ from flows.running import failures_of_the_run, refuse_held_ledger
 from schemas.errors import NotFound, RequestError
 from schemas.spec import LoadedSpec
 from store.workspace import Workspace
+from tasks.bank_design import is_to_choose
 from tasks.bank_extension import models_to_draw, rows_to_adopt
 from tasks.bank_status import bank_status
 from tasks.job import Job, blueprint
@@ -42,6 +43,7 @@ def show_bank(loaded: LoadedSpec, workspace: Workspace, *, as_json: bool) -> Non
 def _sentences(status: dict[str, Any]) -> list[str]:
     cost, resolves = status["cost"], status["resolves"]
     origin = f"{status['drawn']} drawn, {status['adopted']} adopted"
+    origin += f", {status['chosen']} chosen" if status["chosen"] else ""
     sealed = f"{status['sealed']} sealed, {status['missing']} missing"
     lines = [f"{status['models']} models ({origin}): {sealed}"]
     if cost is not None:
@@ -59,13 +61,38 @@ def _sentences(status: dict[str, Any]) -> list[str]:
         if each["ceiling"] is not None:
             sizes = "all sizes" if each["alpha"] is None else f"{each['alpha']:.0%} of the rows"
             lines.append(f"LDS ceiling of {each['output']}, {sizes}: {each['ceiling']:.2f}")
-    return lines
+    return lines + [_bought(each) for each in status["bought"]]
+
+
+def _bought(receipt: dict[str, Any]) -> str:
+    sd, error = receipt["sd"], receipt["error"]
+    return (
+        f"{receipt['models']} chosen subsets took the sd of the predicted {receipt['output']}, "
+        f"set '{receipt['set']}', from {sd['before']:.3g} to {sd['after']:.3g}, where "
+        f"{sd['foreseen']:.3g} was foreseen and {sd['random']:.3g} for random ones. The "
+        "leave-one-mask-out error, as a share of the outputs' variance, went from "
+        f"{error['before']:.2f} to {error['after']:.2f}."
+    )
 
 
 def extend_bank(
-    loaded: LoadedSpec, workspace: Workspace, *, models: int | None, verdicts: bool, debug: bool
+    loaded: LoadedSpec,
+    workspace: Workspace,
+    *,
+    models: int | None,
+    verdicts: bool,
+    subsets: int | None,
+    debug: bool,
 ) -> None:
     """Enlarge the bank from now on, and train what it then lacks.
+
+    Args:
+        loaded: The spec.
+        workspace: Where its bank is.
+        models: Models to have drawn in all.
+        verdicts: Adopt the models of verdicts.
+        subsets: Number of subsets to choose by what they are expected to tell.
+        debug: Show Prefect's own messages.
 
     Raises:
         RequestError: Nothing was asked for, or what was asked for is there already.
@@ -74,8 +101,14 @@ def extend_bank(
     """
     from flows.server import serving
 
-    if models is None and not verdicts:
-        raise RequestError("say what to extend the bank by: --models N, or --verdicts")
+    if models is None and not verdicts and subsets is None:
+        raise RequestError("say what to extend the bank by: --models N, --verdicts, or --next K")
+    if subsets is not None and (models is not None or verdicts):
+        other = "--verdicts" if models is None else "--models"
+        raise RequestError(
+            f"--next chooses by scores of the bank as it is, which {other} enlarges; extend it by "
+            "one, `winnow run`, then by the other"
+        )
     refuse_held_ledger(workspace)
     job = Job(spec=loaded.path, workspace=workspace.root)
     with recording(workspace.progress, f"{loaded.spec.name} bank"), terminal.progress_bars():
@@ -85,12 +118,18 @@ def extend_bank(
             models_to_draw(plan, models)
         if verdicts:
             rows_to_adopt(plan)
+        if subsets is not None:
+            is_to_choose(plan, subsets)
         with serving(workspace, debug=debug), failures_of_the_run():
             # Only now: Prefect reads where its server is when it is imported.
             from flows import extend
 
             extend.extend_bank(
-                str(loaded.path), workspace=str(workspace.root), models=models, verdicts=verdicts
+                str(loaded.path),
+                workspace=str(workspace.root),
+                models=models,
+                verdicts=verdicts,
+                subsets=subsets,
             )
     show_bank(loaded, workspace, as_json=False)
     terminal.say(f"`winnow run {loaded.path}` takes it in")

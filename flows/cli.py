@@ -185,7 +185,13 @@ def bank_status(spec: Path, /, *, here: Here, as_json: Json = False) -> int:
 
 @bank.command(name="extend")
 def bank_extend(
-    spec: Path, /, *, here: Here, models: int | None = None, verdicts: bool = False
+    spec: Path,
+    /,
+    *,
+    here: Here,
+    models: int | None = None,
+    verdicts: bool = False,
+    subsets: Annotated[int | None, Parameter(name="--next")] = None,
 ) -> int:
     """Enlarge the bank from now on; the next `winnow run` works with it.
 
@@ -194,12 +200,15 @@ def bank_extend(
         here: The session.
         models: Models to have drawn in all; those that are missing are trained.
         verdicts: Calibrate on the models that verdicts have compared, too.
+        subsets: Choose so many subsets, those whose models should tell most, and train them.
     """
     loaded, workspace = _opened(spec, here, create=True)
 
     from flows.bank import extend_bank
 
-    extend_bank(loaded, workspace, models=models, verdicts=verdicts, debug=here.debug)
+    extend_bank(
+        loaded, workspace, models=models, verdicts=verdicts, subsets=subsets, debug=here.debug
+    )
     return 0
 
 

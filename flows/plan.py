@@ -89,6 +89,10 @@ def _steps(plan: Blueprint) -> Iterator[PlanStep]:
 
 def _extended(plan: Blueprint) -> str:
     """What of the bank is there by `winnow bank extend`."""
-    drawn, adopted = plan.bank.drawn - plan.spec.bank.models, len(plan.bank) - plan.bank.drawn
-    parts = [f"{drawn} by extension"] * (drawn > 0) + [f"{adopted} adopted"] * (adopted > 0)
+    counts = {
+        "by extension": plan.bank.drawn - plan.spec.bank.models,
+        "adopted": plan.bank.adopted,
+        "chosen": plan.bank.chosen,
+    }
+    parts = [f"{count} {how}" for how, count in counts.items() if count > 0]
     return f": {', '.join(parts)}" if parts else ""

@@ -1,11 +1,12 @@
-"""What extended a bank after its spec was written: more models drawn, retrainings adopted.
+"""What extended a bank after its spec was written: models drawn, adopted, chosen for their gain.
 
 Each act is sealed as one small record. The records of one bank are numbered from 0 and read in
 that order; another data set, model, recipe, seed or [bank] section is another bank and starts from
 its spec again.
 """
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,8 @@ STAGE = "extension"
 VERSION = 1
 # Of a record that adopts retrainings, and of a verdict: their subsets and their seeds.
 MASKS_FILE, SEEDS_FILE = "masks.npy", "seeds.npy"
+# Origin of the retrainings that were chosen for what they tell (`tasks.bank_design`).
+NEXT = "next"
 
 BoolArray = NDArray[np.bool_]
 IntArray = NDArray[np.int64]
@@ -61,7 +64,7 @@ class Extension:
 
     Attributes:
         models: Models drawn in all, or 0 where the spec's number still holds.
-        adopted: What each act of adoption added, in order.
+        adopted: What each act of adoption or choice added, in order.
         acts: How many records there are.
     """
 
@@ -85,15 +88,31 @@ def joined(parts: Iterable[Rows], n_train: int) -> Rows:
     )
 
 
-def read_extension(artifacts: Artifacts, base: str) -> Extension:
-    """What the sealed records say of the bank that a digest names."""
-    models, acts, adopted = 0, 0, []
-    while record := artifacts.find(STAGE, _record_key(base, acts)):
+def read_extension(artifacts: Artifacts, base: str, *, acts: int | None = None) -> Extension:
+    """What the sealed records say of the bank that a digest names.
+
+    Args:
+        artifacts: The workspace's artifacts.
+        base: The digest.
+        acts: Read the first so many records; None: all.
+    """
+    models, adopted = 0, []
+    found = list(itertools.islice(read_records(artifacts, base), acts))
+    for record in found:
         drawn: Any = record.facts.get("models", 0)
-        models, acts = max(models, int(drawn)), acts + 1
+        models = max(models, int(drawn))
         if "origins" in record.facts:
             adopted.append(load_rows(artifacts, record))
-    return Extension(models=models, adopted=tuple(adopted), acts=acts)
+    return Extension(models=models, adopted=tuple(adopted), acts=len(found))
+
+
+def read_records(artifacts: Artifacts, base: str) -> Iterator[Manifest]:
+    """The sealed records of the bank that a digest names, in the order of the acts."""
+    for number in itertools.count():
+        record = artifacts.find(STAGE, _record_key(base, number))
+        if record is None:
+            return
+        yield record
 
 
 def load_rows(artifacts: Artifacts, sealed: Manifest) -> Rows:
@@ -113,12 +132,14 @@ def record_models(plan: "Blueprint", models: int) -> Manifest:
     return draft.manifest
 
 
-def record_adoption(plan: "Blueprint", rows: Rows) -> Manifest:
-    """Seal that the bank calibrates on some retrainings from now on."""
+def record_adoption(
+    plan: "Blueprint", rows: Rows, *, facts: dict[str, Any] | None = None
+) -> Manifest:
+    """Seal that the bank calibrates on some retrainings from now on, and facts about them."""
     with plan.artifacts.seal(STAGE, _next_key(plan), version=VERSION) as draft:
         np.save(draft.path / MASKS_FILE, rows.masks)
         np.save(draft.path / SEEDS_FILE, rows.seeds)
-        draft.facts |= {"origins": rows.origins.tolist()}
+        draft.facts |= {"origins": rows.origins.tolist(), **(facts or {})}
     return draft.manifest
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.spec import BankSpec, CurationSpec
-from tasks.bank_extension import Extension, joined
+from tasks.bank_extension import NEXT, Extension, joined
 
 CALIBRATE, EVALUATE = "calibrate", "evaluate"
 
@@ -25,8 +25,8 @@ class BankPlan:
         seeds: int64 [n_models].
         alpha: float64 [n_models], share of the training rows in each subset.
         kinds: "calibrate" or "evaluate" [n_models]; all rows of a mask are of one kind.
-        origins: Where a row came from [n_models]: "" for a drawn one, or what it was adopted from,
-            as in "verdict:all".
+        origins: Where a row came from [n_models]: "" for a drawn one, "next" for one that was
+            chosen for what it tells, or what it was adopted from, as in "verdict:all".
         checkpoint_rows: Rows whose weights serve as checkpoints; empty where nothing reads them.
         name: What names the model trained on a mask with a seed.
     """
@@ -58,8 +58,18 @@ class BankPlan:
 
     @functools.cached_property
     def drawn(self) -> int:
-        """Rows that were drawn; those that were adopted follow them."""
+        """Rows that were drawn; those that were adopted or chosen follow them."""
         return int(np.count_nonzero(self.origins == ""))
+
+    @functools.cached_property
+    def chosen(self) -> int:
+        """Rows that were chosen for what they tell."""
+        return int(np.count_nonzero(self.origins == NEXT))
+
+    @property
+    def adopted(self) -> int:
+        """Rows that verdicts had trained."""
+        return len(self) - self.drawn - self.chosen
 
     @functools.cached_property
     def checkpoint_ids(self) -> frozenset[str]:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from schemas.errors import ShapeError
 from tasks.bank import open_bank
+from tasks.bank_design import receipts
 from tasks.bank_extension import Rows, strangers
 from tasks.blueprint import Blueprint
 from tasks.retrainings import ids_of
@@ -18,19 +19,22 @@ def bank_status(plan: Blueprint) -> dict[str, Any]:
     """Rows by kind, origin and subset size, cost, extensions and what LDS can resolve.
 
     Returns:
-        JSON values; "rows" ends with the verdicts' retrainings that the bank has not adopted.
+        JSON values; "rows" ends with the verdicts' retrainings that the bank has not adopted,
+        "bought" says what each choice of next subsets did to the surrogate.
     """
     bank, missing = plan.bank, plan.missing()
     return {
         "models": len(bank),
         "drawn": bank.drawn,
-        "adopted": len(bank) - bank.drawn,
+        "adopted": bank.adopted,
+        "chosen": bank.chosen,
         "sealed": len(bank) - len(missing),
         "missing": len(missing),
         "extensions": plan.extension.acts,
         "rows": [*_held(plan, missing), *_strange(plan)],
         "cost": _cost(plan),
         "resolves": _resolves(plan),
+        "bought": [receipt.facts for receipt in receipts(plan)],
     }
 
 

@@ -270,6 +270,12 @@ class Blueprint:
         """What extended the bank beyond its spec."""
         return read_extension(self.artifacts, self.bank_base)
 
+    def at(self, acts: int) -> "Blueprint":
+        """The same after only so many of the acts that extended the bank."""
+        earlier = Blueprint(self.loaded, self.workspace, self.data)
+        earlier.extension = read_extension(self.artifacts, self.bank_base, acts=acts)
+        return earlier
+
     @functools.cached_property
     def trained_by(self) -> str:
         """Digest of what all retrainings share: the training rows, the model and the recipe."""

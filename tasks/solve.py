@@ -15,7 +15,7 @@ from prefect.cache_policies import NO_CACHE
 
 from schemas.manifest import Manifest
 from schemas.methods import FALLING
-from schemas.spec import ProblemSpec
+from schemas.spec import AttributionSpec, ProblemSpec
 from tasks.blueprint import VERSIONS, Blueprint
 from tasks.job import Job, blueprint
 from tasks.preflight import check_problem, selection_bounds
@@ -24,6 +24,7 @@ from tasks.score import calibrating_bank, load_scores
 
 if TYPE_CHECKING:
     from optimize.averaged import MeanDatamodel
+    from optimize.datamodel import LinearDatamodel
 
 STAGE = "solution"
 CHOICE_FILE, UTILITY_FILE = "choice.npy", "utility.npy"
@@ -104,12 +105,15 @@ def surrogate_of(plan: Blueprint, problem: ProblemSpec, rows: str) -> "MeanDatam
         problem: Whose attribution is the prior.
         rows: Name of the set.
     """
+    return calibrated(plan, plan.spec.attribution_named(problem.uses), rows).averaged()
+
+
+def calibrated(plan: Blueprint, attribution: AttributionSpec, rows: str) -> "LinearDatamodel":
+    """The calibrated surrogate of each output over a set of test rows."""
     from optimize.surrogate import calibrate
 
-    attribution = plan.spec.attribution_named(problem.uses)
     scores = load_scores(plan, attribution)[plan.sets.places(rows)]
-    bank = calibrating_bank(plan, attribution, plan.sets.ids(rows))
-    return calibrate(scores, bank).averaged()
+    return calibrate(scores, calibrating_bank(plan, attribution, plan.sets.ids(rows)))
 
 
 def predicted_change(

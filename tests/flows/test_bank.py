@@ -51,6 +51,23 @@ def test_an_extended_bank_is_what_the_next_run_works_with(winnow: Winnow, spec: 
     assert "48 drawn models already" in refused.stderr
 
 
+def test_chosen_subsets_are_trained_and_what_they_bought_is_said(
+    winnow: Winnow, spec: Path
+) -> None:
+    run_stages(spec, spec.parent / ".winnow", until="scores")
+    more = winnow("bank", "extend", spec, "--next", "4")
+    assert more.returncode == 0, more.stderr
+    assert "24 drawn, 0 adopted, 4 chosen" in more.stdout
+    assert "4 chosen subsets took the sd of the predicted margin" in more.stdout
+    assert len(trained(spec)) == len(set(trained(spec))) == 28
+    (receipt,) = json.loads(winnow("bank", "status", spec, "--json").stdout)["bought"]
+    assert list(receipt) == ["models", "output", "set", "sd", "error"]
+    assert list(receipt["sd"]) == ["before", "foreseen", "random", "after"]
+    assert list(receipt["error"]) == ["before", "after"]
+    steps = {step["stage"]: step for step in json.loads(winnow("plan", spec, "--json").stdout)}
+    assert steps["bank"]["detail"] == "retrainings: 4 chosen"
+
+
 def test_the_status_for_scripts_has_these_keys(winnow: Winnow, spec: Path) -> None:
     unread = winnow("bank", "status", spec)
     assert unread.returncode == 2
@@ -62,12 +79,14 @@ def test_the_status_for_scripts_has_these_keys(winnow: Winnow, spec: Path) -> No
         "models",
         "drawn",
         "adopted",
+        "chosen",
         "sealed",
         "missing",
         "extensions",
         "rows",
         "cost",
         "resolves",
+        "bought",
     ]
     assert [list(entry) for entry in found["rows"]] == 4 * [
         ["kind", "origin", "alpha", "masks", "seeds", "models", "sealed", "missing"]
@@ -83,9 +102,13 @@ def test_the_status_for_scripts_has_these_keys(winnow: Winnow, spec: Path) -> No
 @pytest.mark.parametrize(
     ("options", "found"),
     [
-        ((), "--models N, or --verdicts"),
+        ((), "--models N, --verdicts, or --next K"),
         (("--models", "50"), "write 48 or 52"),
         (("--verdicts",), "`winnow run` makes some"),
+        (("--next", "0"), "give the number of subsets"),
+        (("--next", "4"), "--only scores` makes them"),
+        (("--next", "4", "--models", "48"), "which --models enlarges"),
+        (("--next", "4", "--verdicts"), "which --verdicts enlarges"),
     ],
 )
 def test_an_extension_that_makes_no_sense_is_refused_in_one_line(
