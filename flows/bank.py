@@ -66,12 +66,13 @@ def _sentences(status: dict[str, Any]) -> list[str]:
 
 def _bought(receipt: dict[str, Any]) -> str:
     sd, error = receipt["sd"], receipt["error"]
+    wider = " The larger bank puts the spread of effects, or the noise, higher than was thought."
     return (
         f"{receipt['models']} chosen subsets took the sd of the predicted {receipt['output']}, "
         f"set '{receipt['set']}', from {sd['before']:.3g} to {sd['after']:.3g}, where "
-        f"{sd['foreseen']:.3g} was foreseen and {sd['random']:.3g} for random ones. The "
-        "leave-one-mask-out error, as a share of the outputs' variance, went from "
-        f"{error['before']:.2f} to {error['after']:.2f}."
+        f"{sd['foreseen']:.3g} was foreseen and {sd['random']:.3g} for random ones."
+        f"{wider if sd['after'] > sd['before'] else ''} The leave-one-mask-out error, as a share "
+        f"of the outputs' variance, went from {error['before']:.2f} to {error['after']:.2f}."
     )
 
 

@@ -89,7 +89,8 @@ def appraised(plan: Blueprint) -> Manifest:
 
     The sd is the posterior's, of the expected output after training on random subsets, in the
     output's unit, averaged over subsets and queries. What was foreseen of it is the sd before,
-    shrunk as the root of the variance that was foreseen to be left.
+    shrunk as the root of the variance that was foreseen to be left: with prior and noise as they
+    were estimated before, while the sd after has them estimated anew and may even be larger.
     """
     from optimize.design import bought
     from optimize.surrogate import calibrate

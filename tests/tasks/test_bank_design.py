@@ -133,7 +133,7 @@ def test_without_a_problem_the_first_attribution_is_made_surer(tmp_path: Path) -
     asked = edited(tmp_path, (problem, ""))
     plan = extended(run_stages(asked, tmp_path / "w", until="scores"), 2)
     (receipt,) = bank_status(plan)["bought"]
-    assert (receipt["set"], receipt["models"]) == ("holdout", 2)
+    assert (receipt["set"], receipt["models"]) == ("queries", 2)
     attribution = text[text.index("[[attribution]]") :]
     fitted = edited(
         tmp_path,
