@@ -61,9 +61,9 @@ def test_chosen_subsets_are_trained_and_what_they_bought_is_said(
     assert "4 chosen subsets took the sd of the predicted margin" in more.stdout
     assert len(trained(spec)) == len(set(trained(spec))) == 28
     (receipt,) = json.loads(winnow("bank", "status", spec, "--json").stdout)["bought"]
-    assert list(receipt) == ["models", "output", "set", "sd", "error"]
-    assert list(receipt["sd"]) == ["before", "foreseen", "random", "after"]
-    assert list(receipt["error"]) == ["before", "after"]
+    assert list(receipt) == ["error", "models", "output", "sd", "set"]
+    assert list(receipt["sd"]) == ["after", "before", "foreseen", "random"]
+    assert list(receipt["error"]) == ["after", "before"]
     steps = {step["stage"]: step for step in json.loads(winnow("plan", spec, "--json").stdout)}
     assert steps["bank"]["detail"] == "retrainings: 4 chosen"
 
