@@ -71,6 +71,7 @@ def _steps(plan: Blueprint) -> Iterator[PlanStep]:
         "lds": "evaluations on retrained models",
         "solution": "problems",
         "verdict": f"{spec.verdict.seeds} retrainings of each arm",
+        "values": "what sources or rows are worth, by retraining",
         "run": "ledger and published snapshot",
         "tracking": "MLflow",
     }
@@ -80,6 +81,8 @@ def _steps(plan: Blueprint) -> Iterator[PlanStep]:
             yield PlanStep(stage, total - len(plan.missing()), total, detail)
             continue
         keys = plan.keys(stage)
+        if stage == "values" and not keys:
+            continue
         sealed = [key for key in keys if key and plan.artifacts.find(stage, key)]
         done = len(sealed)
         if stage == "run" and not plan.workspace.published.is_file():

@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 from flows import terminal
 from schemas.errors import NotFound
-from schemas.spec import LoadedSpec
+from schemas.spec import LoadedSpec, ValueSpec
 from store.connect import run_sql
 from store.workspace import Workspace
 from tasks.progress import Outcome, RunProgress, read_progress
@@ -50,14 +50,24 @@ def meaning(loaded: LoadedSpec) -> Iterator[tuple[str, str]]:
         yield f"set {name}", query
     for attribution in spec.attribution:
         yield f"attribution {attribution.name}", f"{attribution.method}, {attribution.output}"
-    for problem in spec.problem:
+    for problem in spec.selections:
         size = f"{problem.size} rows" if isinstance(problem.size, int) else f"{problem.size:.0%}"
         asked = f"{problem.kind} {size} for '{problem.targets}' by '{problem.uses}'"
         yield f"problem {problem.name}", asked
-    if spec.problem:
+    for valued in spec.valuations:
+        yield f"problem {valued.name}", _valued(valued)
+    if spec.selections:
         arms = ", ".join(spec.verdict.arms)
         judged = f"judged on '{spec.verdict.judge_on}'"
         yield "verdict", f"{spec.verdict.seeds} seeds each against {arms}; {judged}"
+
+
+def _valued(problem: ValueSpec) -> str:
+    whose = f"sources by '{problem.by}'" if problem.by else "rows"
+    output = "mean output" if problem.output == "auto" else problem.output
+    return (
+        f"value {whose} by {problem.method}: what they add to the {output} of '{problem.targets}'"
+    )
 
 
 def show_status(workspace: Workspace, *, as_json: bool) -> None:

@@ -214,6 +214,34 @@ class VerdictFrame(dy.Schema):
     sentence = dy.String()
 
 
+class ValuationFrame(dy.Schema):
+    """One row: one problem that asked what sources, or rows, are worth; null `sources` is rows."""
+
+    valuation_id = dy.String(primary_key=True, min_length=1)
+    run_id = dy.String(min_length=1)
+    problem = dy.String(min_length=1)
+    method = dy.String(min_length=1)
+    sources = dy.String(nullable=True, min_length=1)
+    output = dy.String(min_length=1)
+    targets = dy.String(min_length=1)
+    n_players = dy.Int64(min=1)
+    retrainings = dy.Int64(min=1)
+    nothing = dy.Float64()
+    everything = dy.Float64()
+    converged = dy.Bool()
+    sentence = dy.String()
+
+
+class PlayerValueFrame(dy.Schema):
+    """One row: what one source, or one row, is worth; > 0 makes the model better."""
+
+    valuation_id = dy.String(primary_key=True, min_length=1)
+    player = dy.String(primary_key=True, min_length=1)
+    n_rows = dy.Int64(min=1)
+    value = dy.Float64()
+    standard_error = dy.Float64(min=0)
+
+
 FRAMES: dict[str, type[dy.Schema]] = {
     "runs": RunFrame,
     "examples": ExampleFrame,
@@ -226,5 +254,7 @@ FRAMES: dict[str, type[dy.Schema]] = {
     "solutions": SolutionFrame,
     "solution_rows": SolutionRowFrame,
     "verdicts": VerdictFrame,
+    "valuations": ValuationFrame,
+    "player_values": PlayerValueFrame,
 }
 """The schema of each table of the ledger, in the order in which they are filled."""

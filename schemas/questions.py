@@ -1,6 +1,7 @@
 """What is asked of the scores: the tables ``[[problem]]`` and ``[verdict]``.
 
-A problem says what is decided, the verdict how the decision is checked by retraining.
+A problem says what is decided or valued, the verdict how a decision is checked by retraining.
+Values are made of retrainings already, so no verdict judges them.
 """
 
 from typing import Annotated, Literal, Self
@@ -8,6 +9,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from schemas.frozen import Frozen, Name, distinct, refusal, refuse
+from schemas.recipe import Task
 
 # --- [[problem]] ----------------------------------------------------------------------------------
 
@@ -60,8 +62,55 @@ class SelectSpec(Frozen):
         return self
 
 
-# As for `AttributionSpec`: a union discriminated on `kind` as soon as there are two.
-ProblemSpec = SelectSpec
+Worth = Literal["margin", "accuracy", "logprob", "loss", "squared_error"]
+
+# What a better model has more of, or less (`schemas.methods.FALLING`), the default first.
+WORTHS_OF_TASK: dict[Task, tuple[Worth, ...]] = {
+    "classification": ("margin", "accuracy", "logprob", "loss"),
+    "regression": ("squared_error", "loss"),
+    "language": ("logprob", "loss", "margin"),
+}
+
+
+class ValueSpec(Frozen):
+    """``[[problem]]`` with ``kind = "value"``: what sources, or rows, are worth."""
+
+    kind: Annotated[Literal["value"], Field(examples=["value"])]
+    """The kind of question."""
+    name: Name = "value"
+    """What the answer is called in tables and reports."""
+    by: Annotated[str, Field(min_length=1)] | None = None
+    """Metadata column that names each row's source; without one every row is valued by itself."""
+    method: Literal["shapley", "beta", "banzhaf", "leave_one_out"] = "shapley"
+    """How gains in coalitions of different sizes are weighed."""
+    shape: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] | None = None
+    """(a, b) of 'beta', by default (16, 1); a > b favours small coalitions."""
+    targets: str = "queries"
+    """Set of examples whose mean output is the worth of a model."""
+    output: Literal["auto"] | Worth = "auto"
+    """Of which output; 'auto' is the margin of a class, the squared error of a number, the
+    log-probability of a text. Of an error, less is worth more."""
+    seeds: Annotated[int, Field(gt=0)] = 1
+    """Models trained on each coalition, whose outputs are averaged."""
+    draws: Annotated[int, Field(ge=20)] = 200
+    """Most permutations that are sampled ('banzhaf': coalitions); up to 12 players are exact."""
+    tolerance: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    """Sampling stops at standard errors of this share of the values; 0 never stops early."""
+    max_retrainings: Annotated[int, Field(gt=0)] = 20_000
+    """A question that could take more is refused before anything is trained."""
+
+    def worth_for(self, task: Task) -> Worth:
+        """The output that is valued, with 'auto' decided by the task."""
+        return WORTHS_OF_TASK[task][0] if self.output == "auto" else self.output
+
+    @model_validator(mode="after")
+    def _shape_is_of_beta(self) -> Self:
+        if self.shape is not None and self.method != "beta":
+            refuse([(("shape",), f"'{self.method}' has none; leave it out, or value by 'beta'")])
+        return self
+
+
+ProblemSpec = Annotated[SelectSpec | ValueSpec, Field(discriminator="kind")]
 
 
 # --- [verdict] ------------------------------------------------------------------------------------

@@ -42,7 +42,14 @@ from schemas.methods import (
     TrakSpec,
 )
 from schemas.projections import ProjectionSpec
-from schemas.questions import ProblemSpec, Quota, SelectSpec, VerdictSpec
+from schemas.questions import (
+    WORTHS_OF_TASK,
+    ProblemSpec,
+    Quota,
+    SelectSpec,
+    ValueSpec,
+    VerdictSpec,
+)
 from schemas.recipe import (
     FILE_SCHEMES,
     BankSpec,
@@ -122,6 +129,16 @@ class CurationSpec(Frozen):
         """The attribution that a problem's `uses` names."""
         return next(a for a in self.attribution if a.name == name)
 
+    @property
+    def selections(self) -> tuple[SelectSpec, ...]:
+        """The problems that choose rows; a verdict judges each."""
+        return tuple(problem for problem in self.problem if isinstance(problem, SelectSpec))
+
+    @property
+    def valuations(self) -> tuple[ValueSpec, ...]:
+        """The problems that value sources or rows."""
+        return tuple(problem for problem in self.problem if isinstance(problem, ValueSpec))
+
     # Each check sees the sections above its own that are valid, so that one bad section hides no
     # problem of another.
 
@@ -166,12 +183,17 @@ def _problem_problems(problems: tuple[ProblemSpec, ...], above: Any) -> Problems
     yield from _repeated_names(problems)
     task = above["data"].known_task if "data" in above else None
     for place, problem in enumerate(problems):
+        yield from _unknown_set((place, "targets"), problem.targets, above)
+        if isinstance(problem, ValueSpec):
+            if task and problem.output not in ("auto", *WORTHS_OF_TASK[task]):
+                hint = nearest(problem.output, WORTHS_OF_TASK[task])
+                yield (place, "output"), f"a {task} has no '{problem.output}'{hint}"
+            continue
         if "attribution" in above:
             names = [attribution.name for attribution in above["attribution"]]
             if problem.uses not in names:
                 hint = nearest(problem.uses, names)
                 yield (place, "uses"), f"there is no attribution '{problem.uses}'{hint}"
-        yield from _unknown_set((place, "targets"), problem.targets, above)
         if problem.quotas and task == "regression":
             yield (place, "quotas"), "a regression has no classes; leave quotas out"
 
@@ -183,6 +205,8 @@ def _verdict_problems(verdict: VerdictSpec, above: Any) -> Problems:
         yield ("arms",), "a regression has no classes to balance; leave 'balanced' out"
     sets = above.get("sets", {})
     for problem in above.get("problem", ()):
+        if isinstance(problem, ValueSpec):
+            continue
         judged, aimed = verdict.judge_on, problem.targets
         if judged == aimed or (sets.get(judged) and sets.get(judged) == sets.get(aimed)):
             advice = "judge on a set that the solver never saw"
@@ -325,6 +349,7 @@ __all__ = [
     "TrackingSpec",
     "TrainSpec",
     "TrakSpec",
+    "ValueSpec",
     "VerdictSpec",
     "load_spec",
     "parse_spec",

@@ -1,8 +1,8 @@
 """Writes a finished run into the ledger: all of it, once, or nothing.
 
-A commit replaces partitions. What this run committed before, and what the attributions, models
-and solutions of the bundle had, is deleted and written anew in one transaction; so a retry, or
-the same bundle again, ends with the same rows.
+A commit replaces partitions. What this run committed before, and what the attributions, models,
+solutions and valuations of the bundle had, is deleted and written anew in one transaction; so a
+retry, or the same bundle again, ends with the same rows.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,10 +20,11 @@ from store.connect import records, registered, run
 from store.ledger import Ledger
 from store.statements import named_statements
 
-_OWNED_BY_RUN = ("attributions", "solutions", "verdicts")
+_OWNED_BY_RUN = ("attributions", "solutions", "verdicts", "valuations")
 _KEYS = {
     "attributions": ("attribution_id", ("scores", "example_effects", "lds")),
     "solutions": ("solution_id", ("solution_rows", "verdicts")),
+    "valuations": ("valuation_id", ("player_values",)),
 }
 
 
@@ -125,6 +126,7 @@ def _delete(
 
     attributions = {"attributions": ids("attributions", "attribution_id", "owned_attributions")}
     solutions = {"solutions": ids("solutions", "solution_id", "owned_solutions")}
+    valuations = {"valuations": ids("valuations", "valuation_id", "owned_valuations")}
     parameters: dict[str, dict[str, Any]] = {
         "runs": {"run": run_id},
         "examples": {"datasets": ids("examples", "dataset_id")},
@@ -136,6 +138,8 @@ def _delete(
         "solutions": solutions,
         "solution_rows": solutions,
         "verdicts": {"run": run_id, "verdicts": ids("verdicts", "verdict_id")},
+        "valuations": valuations,
+        "player_values": valuations,
     }
     for table, values in parameters.items():
         run(connection, sql[f"delete_{table}"], values)

@@ -59,29 +59,36 @@ def pending_chunks(job: Job) -> list[list[int]]:
     return [missing[chunk].tolist() for chunk in cut]
 
 
-def retrained(plan: Blueprint, masks: BoolArray, seeds: IntArray) -> list[str]:
+def retrained(
+    plan: Blueprint, masks: BoolArray, seeds: IntArray, *, alike: bool = True
+) -> list[str]:
     """Names of the models trained on some masks; those that are not sealed are trained first."""
     names = [plan.retrain_id(mask, int(seed)) for mask, seed in zip(masks, seeds, strict=True)]
     known, places = plan.retrainings.look(), {name: place for place, name in enumerate(names)}
     missing = {name: place for name, place in places.items() if known.logits(name) is None}
     rows = np.array(list(missing.values()), dtype=np.intp)
-    for chunk in cut_in_chunks(plan, masks[rows], list(missing)):
+    for chunk in cut_in_chunks(plan, masks[rows], list(missing), alike=alike):
         _chunk(plan, masks[rows[chunk]], seeds[rows[chunk]])
     return names
 
 
-def cut_in_chunks(plan: Blueprint, masks: BoolArray, names: Sequence[str]) -> list[list[int]]:
+def cut_in_chunks(
+    plan: Blueprint, masks: BoolArray, names: Sequence[str], *, alike: bool = True
+) -> list[list[int]]:
     """Places of retrainings that are made together, at most `CHUNK_MODELS`.
 
     Subsets of one size only, which take the same steps: none is padded to the steps of another.
+    Where nearly every size differs, as of coalitions of sources, ``alike=False`` lets them share
+    chunks by rising size; 63 coalitions of six sources then make two chunks and not 63.
     Those whose weights are known need no training and are apart.
     """
 
-    def company(place: int) -> tuple[int, bool]:
-        return int(masks[place].sum()), known.weights(names[place]) is not None
+    def company(place: int) -> tuple[bool, int]:
+        return known.weights(names[place]) is not None, sizes[place] if alike else 0
 
-    known = plan.retrainings
-    groups = itertools.groupby(sorted(range(len(names)), key=company), key=company)
+    known, sizes = plan.retrainings, masks.sum(axis=1).tolist()
+    ordered = sorted(range(len(names)), key=lambda place: (*company(place), sizes[place]))
+    groups = itertools.groupby(ordered, key=company)
     return [list(part) for _, group in groups for part in _parts(list(group))]
 
 

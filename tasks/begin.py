@@ -17,6 +17,7 @@ from tasks.intake.sources import source_digest
 from tasks.job import Job, blueprint
 from tasks.preflight import ingested
 from tasks.progress import recording
+from tasks.value import models_of
 
 
 @task(name="ingest", cache_policy=NO_CACHE)
@@ -51,6 +52,8 @@ def discard(job: Job, stages: Sequence[str]) -> None:
         artifacts = Artifacts(Workspace(job.workspace).artifacts)
         if stage == "verdict":
             discard_models_of_verdicts(job)
+        if stage == "values":
+            discard_models_of_values(job)
         for key in _keys(job, stage):
             artifacts.discard(stage, key)
 
@@ -61,6 +64,16 @@ def discard_models_of_verdicts(job: Job) -> None:
     for key in _keys(job, "verdict"):
         verdict = plan.artifacts.find("verdict", key)
         names: Any = verdict.facts["retrainings"] if verdict else []
+        for chunk in plan.retrainings.look().chunks(names):
+            plan.artifacts.discard(chunk.stage, chunk.key)
+
+
+def discard_models_of_values(job: Job) -> None:
+    """Remove the chunks of the models that the job's values were made of."""
+    plan = blueprint(job)
+    for key in _keys(job, "values"):
+        values = plan.artifacts.find("values", key)
+        names = models_of(plan, values) if values else []
         for chunk in plan.retrainings.look().chunks(names):
             plan.artifacts.discard(chunk.stage, chunk.key)
 

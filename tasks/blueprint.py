@@ -1,9 +1,10 @@
 """Every artifact that a spec implies, named before anything is computed.
 
 A blueprint knows the ids of the bank's retrainings and the keys of checkpoints, feature shards,
-scores, solutions, verdicts and the run itself; tasks look up what is sealed and make what is not,
-and `flows.plan` counts. Keys follow the data: a checkpoint's features are named by the digest of
-its weights, so whatever lies behind a checkpoint must exist before what follows can be named.
+scores, solutions, verdicts, values and the run itself; tasks look up what is sealed and make what
+is not, and `flows.plan` counts. Keys follow the data: a checkpoint's features are named by the
+digest of its weights, so whatever lies behind a checkpoint must exist before what follows can be
+named.
 """
 
 import functools
@@ -21,9 +22,10 @@ from schemas.recipe import TEXT_MODELS
 from schemas.spec import (
     AttributionSpec,
     LoadedSpec,
-    ProblemSpec,
     RunMethodSpec,
+    SelectSpec,
     TrakSpec,
+    ValueSpec,
 )
 from store.artifacts import Artifacts, artifact_key
 from store.datasets import StoredDataset, load_dataset
@@ -33,6 +35,7 @@ from tasks.bank_plan import BankPlan, draw_bank
 from tasks.feature_plan import FEATURES_VERSION, FeatureShard, blocks, feature_shards
 from tasks.ingest import SCALING_FILE
 from tasks.intake.recipes import recipe_digest
+from tasks.players import Players, players_of
 from tasks.retrainings import BANK_VERSION, STATES_FILE, Retrainings
 from tasks.sets import ExampleSets
 
@@ -50,6 +53,7 @@ VERSIONS = {
     "lds": 2,
     "solution": 2,
     "verdict": 3,
+    "values": 1,
     "run": 1,
     "tracking": 1,
 }
@@ -255,7 +259,7 @@ class Blueprint:
         """The share of the bank's calibrating subsets that an attribution is fitted to."""
         if not attribution.bank_only:
             return 0.0
-        used = any(problem.uses == attribution.name for problem in self.spec.problem)
+        used = any(problem.uses == attribution.name for problem in self.spec.selections)
         return FITTED_SHARE if used else 1.0
 
     # --- the retrain bank -------------------------------------------------------------------------
@@ -369,24 +373,46 @@ class Blueprint:
         rows = self.bank.ids_of(self.bank.rows("evaluate"))
         return scores and artifact_key("lds", VERSIONS["lds"], scores, rows)
 
-    def solution_key(self, problem: ProblemSpec) -> str | None:
+    def solution_key(self, problem: SelectSpec) -> str | None:
         """Key of a problem's solution."""
         scores = self.scores_key(self.spec.attribution_named(problem.uses))
         sets = [self.sets.ids(problem.targets), self.sets.ids(self.spec.verdict.judge_on)]
         aims = [ids.tolist() for ids in sets]
         return scores and artifact_key("solution", VERSIONS["solution"], problem, scores, aims)
 
-    def verdict_key(self, problem: ProblemSpec) -> str | None:
+    def verdict_key(self, problem: SelectSpec) -> str | None:
         """Key of the retrainings that judge a solution."""
         solution = self.solution_key(problem)
         parts = (solution, self.spec.verdict, self.test_digest, self.spec.seed)
         return solution and artifact_key("verdict", VERSIONS["verdict"], *parts)
 
+    def values_key(self, problem: ValueSpec) -> str:
+        """Key of what sources or rows are worth; no score and no bank is read for it."""
+        aimed = self.dataset.positions(self.sets.ids(problem.targets))
+        parts = (
+            problem.model_dump(mode="json", exclude={"name", "max_retrainings"}),
+            self.trained_by,
+            self.players(problem).digest,
+            [self.row_digests[row] for row in aimed],
+            self.spec.seed,
+        )
+        return artifact_key("values", VERSIONS["values"], *parts)
+
+    def players(self, problem: ValueSpec) -> Players:
+        """Who is valued: the sources of the training rows, or the rows themselves.
+
+        Raises:
+            NotFound: The rows have no such column.
+            DataError: Some row has no source.
+        """
+        return players_of(self.dataset, problem)
+
     def run_key(self) -> str | None:
         """Digest of everything that a run commits, or None while something cannot be named."""
         parts = [
             *(self.lds_key(attribution) for attribution in self.spec.attribution),
-            *(self.verdict_key(problem) for problem in self.spec.problem),
+            *(self.verdict_key(problem) for problem in self.spec.selections),
+            *(self.values_key(problem) for problem in self.spec.valuations),
         ]
         if None in parts:
             return None
@@ -427,9 +453,11 @@ class Blueprint:
             case "lds":
                 return [self.lds_key(attribution) for attribution in spec.attribution]
             case "solution":
-                return [self.solution_key(problem) for problem in spec.problem]
+                return [self.solution_key(problem) for problem in spec.selections]
             case "verdict":
-                return [self.verdict_key(problem) for problem in spec.problem]
+                return [self.verdict_key(problem) for problem in spec.selections]
+            case "values":
+                return [self.values_key(problem) for problem in spec.valuations]
             case "run":
                 return [self.run_key()]
             case _:

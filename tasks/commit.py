@@ -19,7 +19,7 @@ from prefect.cache_policies import NO_CACHE
 
 from schemas.frames import FRAMES
 from schemas.manifest import Manifest
-from schemas.spec import AttributionSpec, ProblemSpec
+from schemas.spec import AttributionSpec, SelectSpec, ValueSpec
 from store.publish import publish
 from store.segments import kept_per_query, write_segment
 from store.writer import RunBundle, commit_run
@@ -33,6 +33,7 @@ from tasks.reporting.findings import arm_of
 from tasks.reporting.judgement import verdict_sentence
 from tasks.score import EFFECTS_FILE, SELF_FILE, load_scores
 from tasks.solve import CHOICE_FILE, UTILITY_FILE
+from tasks.value import ERRORS_FILE, VALUES_FILE
 
 STAGE = "run"
 # Queries whose scores are written as one Parquet segment.
@@ -79,8 +80,10 @@ def tables(plan: Blueprint, started: datetime) -> dict[str, pl.DataFrame]:
     for attribution in plan.spec.attribution:
         _add_attribution(plan, attribution, rows)
     _add_bank(plan, rows)
-    for problem in plan.spec.problem:
+    for problem in plan.spec.selections:
         _add_problem(plan, problem, rows)
+    for valuation in plan.spec.valuations:
+        _add_valuation(plan, valuation, rows)
     for name, entries in rows.items():
         frames[name] = pl.DataFrame(entries, schema=FRAMES[name].create_empty().schema)
     wanted = FRAMES["examples"].create_empty().columns
@@ -115,7 +118,7 @@ def attribution_id(plan: Blueprint, attribution: AttributionSpec) -> str:
     return f"{attribution.name}-{(plan.scores_key(attribution) or '')[:12]}"
 
 
-def solution_id(plan: Blueprint, problem: ProblemSpec) -> str:
+def solution_id(plan: Blueprint, problem: SelectSpec) -> str:
     """Name of a solution in the ledger."""
     return f"{problem.name}-{(plan.solution_key(problem) or '')[:12]}"
 
@@ -194,7 +197,7 @@ def _add_outputs(plan: Blueprint, names: list[str], output: str, rows: Rows) -> 
         ]
 
 
-def _add_problem(plan: Blueprint, problem: ProblemSpec, rows: Rows) -> None:
+def _add_problem(plan: Blueprint, problem: SelectSpec, rows: Rows) -> None:
     solution = plan.sealed("solution", plan.solution_key(problem))
     facts: Any = solution.facts
     folder = plan.artifacts.folder(solution)
@@ -233,7 +236,7 @@ def _add_problem(plan: Blueprint, problem: ProblemSpec, rows: Rows) -> None:
     _add_verdict(plan, problem, own, rows)
 
 
-def _add_verdict(plan: Blueprint, problem: ProblemSpec, own: dict[str, Any], rows: Rows) -> None:
+def _add_verdict(plan: Blueprint, problem: SelectSpec, own: dict[str, Any], rows: Rows) -> None:
     verdict = plan.sealed("verdict", plan.verdict_key(problem))
     facts: Any = verdict.facts
     arms = [
@@ -264,6 +267,35 @@ def _add_retrainings(plan: Blueprint, verdict: Manifest, rows: Rows) -> None:
     rows["bank"] += [entry for name, entry in models.items() if name not in there]
     there = {entry["retrain_id"] for entry in rows["bank_outputs"] if entry["output"] == output}
     _add_outputs(plan, [name for name in models if name not in there], output, rows)
+
+
+def _add_valuation(plan: Blueprint, problem: ValueSpec, rows: Rows) -> None:
+    key = plan.values_key(problem)
+    found = plan.sealed("values", key)
+    folder, players = plan.artifacts.folder(found), plan.players(problem)
+    own = {"valuation_id": f"{problem.name}-{key[:12]}"}
+    facts = ("output", "retrainings", "nothing", "everything", "converged", "sentence")
+    rows["valuations"].append(
+        own
+        | {
+            "run_id": plan.run_id(),
+            "problem": problem.name,
+            "method": problem.method,
+            "sources": problem.by,
+            "targets": problem.targets,
+            "n_players": len(players),
+        }
+        | {name: found.facts[name] for name in facts}
+    )
+    columns = zip(
+        players.names,
+        players.sizes.tolist(),
+        np.load(folder / VALUES_FILE).tolist(),
+        np.load(folder / ERRORS_FILE).tolist(),
+        strict=True,
+    )
+    names = ("player", "n_rows", "value", "standard_error")
+    rows["player_values"] += [own | dict(zip(names, values, strict=True)) for values in columns]
 
 
 def _flat(arm: dict[str, Any]) -> dict[str, Any]:

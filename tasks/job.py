@@ -32,9 +32,14 @@ def attribution_names(job: Job) -> list[str]:
     return [attribution.name for attribution in blueprint(job).spec.attribution]
 
 
-def problem_names(job: Job) -> list[str]:
-    """Names of a job's problems, in the order of its spec."""
-    return [problem.name for problem in blueprint(job).spec.problem]
+def selection_names(job: Job) -> list[str]:
+    """Names of a job's problems that choose rows, in the order of its spec."""
+    return [problem.name for problem in blueprint(job).spec.selections]
+
+
+def valuation_names(job: Job) -> list[str]:
+    """Names of a job's problems that value sources or rows, in the order of its spec."""
+    return [problem.name for problem in blueprint(job).spec.valuations]
 
 
 def blueprint(job: Job) -> Blueprint:

@@ -27,7 +27,7 @@ from tasks.verdict import MASKS_FILE
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from schemas.spec import AttributionSpec, ProblemSpec
+    from schemas.spec import AttributionSpec, SelectSpec
 
 STAGE = "tracking"
 SHOWN = 16
@@ -63,12 +63,12 @@ def _send(plan: Blueprint, key: str) -> Manifest:
 def pictures(plan: Blueprint) -> "dict[str, Figure]":
     """The figures of a run by name.
 
-    LDS of each attribution, the bake-off of several, and three or four of each problem.
+    LDS of each attribution, the bake-off of several, and three or four of each selection.
     """
     drawn = {f"lds-{entry.name}": _lds_figure(plan, entry) for entry in plan.spec.attribution}
     if len(plan.spec.attribution) > 1:
         drawn["bake-off"] = bake_off([_contender(plan, each) for each in plan.spec.attribution])
-    for problem in plan.spec.problem:
+    for problem in plan.spec.selections:
         drawn |= {f"{problem.name}-{name}": each for name, each in _answer(plan, problem).items()}
     return drawn
 
@@ -92,7 +92,7 @@ def _contender(plan: Blueprint, attribution: "AttributionSpec") -> Contender:
     )
 
 
-def _answer(plan: Blueprint, problem: "ProblemSpec") -> "dict[str, Figure]":
+def _answer(plan: Blueprint, problem: "SelectSpec") -> "dict[str, Figure]":
     arms, output = _arms(plan, problem)
     predicted, observed, groups, points = _against_observed(plan, problem, arms, output)
     inputs, captions = _worst(plan, problem)
@@ -112,7 +112,7 @@ def _answer(plan: Blueprint, problem: "ProblemSpec") -> "dict[str, Figure]":
     return drawn
 
 
-def _arms(plan: Blueprint, problem: "ProblemSpec") -> tuple[dict[str, figures.Interval], str]:
+def _arms(plan: Blueprint, problem: "SelectSpec") -> tuple[dict[str, figures.Interval], str]:
     facts = plan.sealed("verdict", plan.verdict_key(problem)).facts
     records: Any = facts["arms"]
     return (
@@ -122,7 +122,7 @@ def _arms(plan: Blueprint, problem: "ProblemSpec") -> tuple[dict[str, figures.In
 
 
 def _against_observed(
-    plan: Blueprint, problem: "ProblemSpec", arms: Mapping[str, figures.Interval], output: str
+    plan: Blueprint, problem: "SelectSpec", arms: Mapping[str, figures.Interval], output: str
 ) -> tuple[FloatArray, FloatArray, list[str], dict[str, tuple[float, float]]]:
     """The mean output on the judging rows: of the models that only evaluate, and of each arm."""
     ids = plan.sets.ids(plan.spec.verdict.judge_on)
@@ -142,7 +142,7 @@ def _against_observed(
     return surrogate.expect(bank.masks)[:, 0], bank.outputs.mean(axis=1), groups, points
 
 
-def _worst(plan: Blueprint, problem: "ProblemSpec") -> tuple[FloatArray, list[str]]:
+def _worst(plan: Blueprint, problem: "SelectSpec") -> tuple[FloatArray, list[str]]:
     """The most harmful of the dropped rows, and a caption for each."""
     solution = plan.sealed("solution", plan.solution_key(problem))
     folder, rows = plan.artifacts.folder(solution), plan.dataset.train

@@ -13,12 +13,14 @@ from numpy.typing import NDArray
 from schemas.errors import InfeasibleProblem, NotFound, RecipeError, ShapeError
 from schemas.frozen import either, nearest
 from schemas.methods import OUTPUTS_OF_TASK
-from schemas.spec import AttributionSpec, SelectSpec, load_spec
+from schemas.questions import WORTHS_OF_TASK
+from schemas.spec import AttributionSpec, SelectSpec, ValueSpec, load_spec
 from store.workspace import Workspace, open_workspace
 from tasks.blueprint import Blueprint
 from tasks.ingest import ingest
 from tasks.intake.checkpoints import read_checkpoint
 from tasks.job import Job, blueprint
+from tasks.players import most_retrainings
 
 # Subsets that a method without checkpoints can be fitted to, though not well. A problem that uses
 # it takes some of them away.
@@ -56,8 +58,10 @@ def preflight(job: Job) -> Job:
     model = plan.build_model()
     for path in plan.loaded.checkpoint_paths:
         read_checkpoint(path, model)
-    for problem in plan.spec.problem:
+    for problem in plan.spec.selections:
         check_problem(plan, problem)
+    for valuation in plan.spec.valuations:
+        check_valuation(plan, valuation)
     for attribution in plan.spec.attribution:
         check_attribution(plan, model, attribution)
     return job
@@ -124,6 +128,33 @@ def check_problem(plan: Blueprint, problem: SelectSpec) -> None:
         Selection(utility=np.zeros(plan.n_train), **selection_bounds(plan, problem))
     except InfeasibleProblem as error:
         raise InfeasibleProblem(f"problem '{problem.name}': {error}") from None
+
+
+def check_valuation(plan: Blueprint, problem: ValueSpec) -> None:
+    """Refuse sources and outputs that the data does not have, and what would take for ever.
+
+    Raises:
+        QueryError: The targets cannot be used.
+        NotFound: There is no such metadata column.
+        DataError: Some training row has no source.
+        ShapeError: The output does not belong to the task, or too many models would be trained.
+    """
+    _ = plan.sets.ids(problem.targets)
+    task = plan.dataset.facts.task
+    if problem.worth_for(task) not in WORTHS_OF_TASK[task]:
+        raise ShapeError(
+            f"problem '{problem.name}': a {task} has no output '{problem.output}'; "
+            f"choose {either(WORTHS_OF_TASK[task])}"
+        )
+    players = plan.players(problem)
+    most = most_retrainings(problem, len(players))
+    if most > problem.max_retrainings:
+        who = f"sources by '{problem.by}'" if problem.by else "rows"
+        fewer = "fewer draws" if problem.by else "a metadata column as by"
+        raise ShapeError(
+            f"problem '{problem.name}': {len(players):,} {who} could take {most:,} retrainings; "
+            f"give {fewer}, method = 'leave_one_out', or a max_retrainings that allows them"
+        )
 
 
 def selection_bounds(plan: Blueprint, problem: SelectSpec) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from prefect.cache_policies import NO_CACHE
 
 from schemas.manifest import Manifest
 from schemas.methods import FALLING
-from schemas.spec import AttributionSpec, ProblemSpec
+from schemas.spec import AttributionSpec, SelectSpec
 from tasks.blueprint import VERSIONS, Blueprint
 from tasks.job import Job, blueprint
 from tasks.preflight import check_problem, selection_bounds
@@ -36,14 +36,14 @@ FAR = 3.0
 def solve(job: Job, name: str) -> Manifest:
     """Choose the rows that raise the mean output over the targets most."""
     plan = blueprint(job)
-    problem = next(problem for problem in plan.spec.problem if problem.name == name)
+    problem = next(problem for problem in plan.spec.selections if problem.name == name)
     key = plan.solution_key(problem) or ""
     manifest = plan.artifacts.find(STAGE, key) or _solve(plan, problem, key)
-    advance(STAGE, plan.count_done(STAGE, key), len(plan.spec.problem))
+    advance(STAGE, plan.count_done(STAGE, key), len(plan.spec.selections))
     return manifest
 
 
-def _solve(plan: Blueprint, problem: ProblemSpec, key: str) -> Manifest:
+def _solve(plan: Blueprint, problem: SelectSpec, key: str) -> Manifest:
     from optimize.select import select
 
     check_problem(plan, problem)
@@ -97,7 +97,7 @@ def _extrapolation(plan: Blueprint, effects: NDArray[np.float64], choice: NDArra
     )
 
 
-def surrogate_of(plan: Blueprint, problem: ProblemSpec, rows: str) -> "MeanDatamodel":
+def surrogate_of(plan: Blueprint, problem: SelectSpec, rows: str) -> "MeanDatamodel":
     """The calibrated surrogate of the mean output over a set of test rows.
 
     Args:

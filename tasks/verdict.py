@@ -14,7 +14,7 @@ from prefect.cache_policies import NO_CACHE
 
 from schemas.manifest import Manifest
 from schemas.methods import FALLING
-from schemas.spec import ProblemSpec
+from schemas.spec import SelectSpec
 from tasks.bank import logits_of, outputs_of, retrained
 from tasks.bank_extension import MASKS_FILE, SEEDS_FILE
 from tasks.blueprint import VERSIONS, Blueprint, IntArray
@@ -39,10 +39,10 @@ BoolArray = NDArray[np.bool_]
 def judge(job: Job, name: str) -> Manifest:
     """Retrain on the choice and on its rivals, and say whether the prediction held."""
     plan = blueprint(job)
-    problem = next(problem for problem in plan.spec.problem if problem.name == name)
+    problem = next(problem for problem in plan.spec.selections if problem.name == name)
     key = plan.verdict_key(problem) or ""
     manifest = plan.artifacts.find(STAGE, key) or _judge(plan, problem, key)
-    advance(STAGE, plan.count_done(STAGE, key), len(plan.spec.problem))
+    advance(STAGE, plan.count_done(STAGE, key), len(plan.spec.selections))
     return manifest
 
 
@@ -71,7 +71,7 @@ def verdict_draw(plan: Blueprint) -> tuple[tuple[int, ...], IntArray]:
     return suffix, seeds
 
 
-def _judge(plan: Blueprint, problem: ProblemSpec, key: str) -> Manifest:
+def _judge(plan: Blueprint, problem: SelectSpec, key: str) -> Manifest:
     solution = plan.sealed("solution", plan.solution_key(problem))
     folder = plan.artifacts.folder(solution)
     suffix, drawn = verdict_draw(plan)
@@ -128,7 +128,7 @@ def compare(
     judged = plan.sets.ids(plan.spec.verdict.judge_on)
     repeats = plan.spec.verdict.seeds
     values = outputs_of(plan, logits, judged, output).mean(axis=1).reshape(-1, repeats)
-    quality = _accuracy(plan, logits, judged)
+    quality = accuracy_of(plan, logits, judged) if plan.dataset.classes else None
     # A better model has more of what is compared: accuracy, or less error.
     better = quality if quality is not None else (-1 if output in FALLING else 1) * values.ravel()
     better = better.reshape(-1, repeats)
@@ -158,11 +158,8 @@ def compare(
     return records
 
 
-def _accuracy(
-    plan: Blueprint, logits: NDArray[np.float32], ids: IntArray
-) -> NDArray[np.float64] | None:
-    if not plan.dataset.classes:
-        return None
+def accuracy_of(plan: Blueprint, logits: NDArray[np.float32], ids: IntArray) -> NDArray[np.float64]:
+    """Share of some test rows that models classify rightly, [m]."""
     places = plan.dataset.positions(ids) - plan.n_train
     hits = logits[:, places].argmax(axis=-1) == plan.dataset.test.targets[places]
     return hits.mean(axis=1)

@@ -12,7 +12,7 @@ A value > 0 means that the player raises the utility. Any function of coalitions
 from attribution.valuation.banzhaf import banzhaf_values, bernoulli_masks
 from attribution.valuation.game import Game, Utility
 from attribution.valuation.knn import knn_shapley
-from attribution.valuation.retraining import correct, retraining_game
+from attribution.valuation.retraining import correct, retraining_game, untrained
 from attribution.valuation.sources import Sources
 from attribution.valuation.values import Method, Values, value
 
@@ -27,5 +27,6 @@ __all__ = [
     "correct",
     "knn_shapley",
     "retraining_game",
+    "untrained",
     "value",
 ]

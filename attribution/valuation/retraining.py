@@ -108,7 +108,7 @@ def retraining_game(
         found = np.empty((len(masks), len(asked)))
         sizes = masks.sum(axis=1)
         if (sizes == 0).any():
-            states = _untrained(model, numbers)
+            states = untrained(model, numbers)
             found[sizes == 0] = outputs_of(predict(model, states, inputs, device=device).numpy())
         # Models of one size are stepped together, so sizes stay side by side.
         order = np.argsort(sizes, kind="stable")[np.count_nonzero(sizes == 0) :]
@@ -121,7 +121,8 @@ def retraining_game(
     return Game(utility, len(train[0]))
 
 
-def _untrained(model: ModelLike, seeds: Sequence[int]) -> dict[str, Tensor]:
+def untrained(model: ModelLike, seeds: Sequence[int]) -> dict[str, Tensor]:
+    """The models of the empty coalition: what each seed initialises, [len(seeds), ...] by name."""
     made = []
     for seed in seeds:
         trainable, constants = split_state(fresh(model, seed))

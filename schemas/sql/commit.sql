@@ -7,6 +7,9 @@ SELECT attribution_id FROM attributions WHERE run_id = $run;
 -- name: owned_solutions
 SELECT solution_id FROM solutions WHERE run_id = $run;
 
+-- name: owned_valuations
+SELECT valuation_id FROM valuations WHERE run_id = $run;
+
 -- name: delete_runs
 DELETE FROM runs WHERE run_id = $run;
 
@@ -44,6 +47,12 @@ DELETE FROM solution_rows WHERE solution_id IN (SELECT unnest($solutions));
 
 -- name: delete_verdicts
 DELETE FROM verdicts WHERE run_id = $run OR verdict_id IN (SELECT unnest($verdicts));
+
+-- name: delete_valuations
+DELETE FROM valuations WHERE valuation_id IN (SELECT unnest($valuations));
+
+-- name: delete_player_values
+DELETE FROM player_values WHERE valuation_id IN (SELECT unnest($valuations));
 
 -- name: insert_runs
 INSERT INTO runs BY NAME
@@ -88,3 +97,9 @@ INSERT INTO solution_rows BY NAME FROM incoming;
 
 -- name: insert_verdicts
 INSERT INTO verdicts BY NAME FROM incoming;
+
+-- name: insert_valuations
+INSERT INTO valuations BY NAME FROM incoming;
+
+-- name: insert_player_values
+INSERT INTO player_values BY NAME FROM incoming;

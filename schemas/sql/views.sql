@@ -262,3 +262,34 @@ COMMENT ON COLUMN bank_by_kind.alpha IS 'Share of the training rows that random 
 COMMENT ON COLUMN bank_by_kind.models IS 'Retrained models.';
 COMMENT ON COLUMN bank_by_kind.masks IS 'Different sets of rows among them.';
 COMMENT ON COLUMN bank_by_kind.mean_rows IS 'Mean number of rows they were trained on.';
+
+CREATE VIEW values_by_source AS
+WITH latest AS (
+    SELECT v.run_id
+    FROM valuations AS v JOIN runs AS r USING (run_id)
+    WHERE v.sources IS NOT NULL
+    ORDER BY r.committed_at DESC, v.run_id
+    LIMIT 1
+)
+SELECT
+    v.problem, v.sources, p.player AS source, p.n_rows, p.value, p.standard_error,
+    CASE WHEN v.everything > v.nothing THEN p.value / (v.everything - v.nothing) END AS share,
+    v.method, v.output, v.targets, v.valuation_id, v.run_id
+FROM valuations AS v
+JOIN latest USING (run_id)
+JOIN player_values AS p USING (valuation_id)
+WHERE v.sources IS NOT NULL
+ORDER BY v.problem, p.value DESC, p.player;
+COMMENT ON VIEW values_by_source IS 'What each source is worth, by the latest run that asked, the most valuable first.';
+COMMENT ON COLUMN values_by_source.problem IS 'The problem''s name in the spec.';
+COMMENT ON COLUMN values_by_source.sources IS 'The metadata column that names sources.';
+COMMENT ON COLUMN values_by_source.source IS 'The source.';
+COMMENT ON COLUMN values_by_source.n_rows IS 'Training rows that it brings.';
+COMMENT ON COLUMN values_by_source.value IS 'Positive: having it makes the model better, by so much of the output.';
+COMMENT ON COLUMN values_by_source.standard_error IS 'Of the draws of coalitions; 0 where all of them were counted.';
+COMMENT ON COLUMN values_by_source.share IS 'Of what all sources add together; Shapley values sum to 1. NULL where together they add nothing.';
+COMMENT ON COLUMN values_by_source.method IS 'shapley, beta, banzhaf or leave_one_out.';
+COMMENT ON COLUMN values_by_source.output IS 'The output that values are in units of; of a loss or an error, less is worth more.';
+COMMENT ON COLUMN values_by_source.targets IS 'The set of queries whose mean output is the worth of a model.';
+COMMENT ON COLUMN values_by_source.valuation_id IS 'The valuation.';
+COMMENT ON COLUMN values_by_source.run_id IS 'Its run.';

@@ -341,7 +341,7 @@ def test_a_method_has_its_own_options_only() -> None:
             "size = 1000\nquotas = { 3 = { min = 600 }, 4 = { min = 500 } }",
             "problem[0].quotas: they ask for 1100 rows, size is 1000; lower them",
         ),
-        ('"select"', '"selekt"', "problem[0].kind: found 'selekt'; write 'select'"),
+        ('"select"', '"selekt"', "problem[0].kind: found 'selekt'; did you mean 'select'?"),
     ],
 )
 def test_one_mistake_in_a_problem_gives_one_line(old: str, new: str, complaint: str) -> None:

@@ -52,6 +52,7 @@ def test_the_published_names_are_these() -> None:
         "lds_by_method",
         "mislabel_candidates",
         "selected_examples",
+        "values_by_source",
     }
     macros = {"attribution_named", "harm", "harmful_examples", "top_influences"}
     assert {name for kind, name in names if kind == "table"} == {*FRAMES, "winnow_migrations"}

@@ -5,11 +5,12 @@ from pathlib import Path
 from tasks.bank import extend_bank, pending_chunks
 from tasks.commit import commit
 from tasks.featurize import featurize_shard, pending_features
-from tasks.job import Job, attribution_names, blueprint, problem_names
+from tasks.job import Job, attribution_names, blueprint, selection_names, valuation_names
 from tasks.preflight import open_job, preflight
 from tasks.score import evaluate, score
 from tasks.solve import solve
 from tasks.train import train
+from tasks.value import appraise
 from tasks.verdict import judge
 
 TINY = Path(__file__).parents[2] / "examples" / "tiny.toml"
@@ -24,8 +25,9 @@ def run_stages(spec: Path, workspace: Path, *, until: str = "run") -> Job:
         "features": lambda: _featurize(job),
         "scores": lambda: [score.fn(job, name) for name in attribution_names(job)],
         "lds": lambda: [evaluate.fn(job, name) for name in attribution_names(job)],
-        "solution": lambda: [solve.fn(job, name) for name in problem_names(job)],
-        "verdict": lambda: [judge.fn(job, name) for name in problem_names(job)],
+        "solution": lambda: [solve.fn(job, name) for name in selection_names(job)],
+        "verdict": lambda: [judge.fn(job, name) for name in selection_names(job)],
+        "values": lambda: [appraise.fn(job, name) for name in valuation_names(job)],
         "run": lambda: commit.fn(job),
     }
     for stage, step in steps.items():
