@@ -91,7 +91,7 @@ class ValueSpec(Frozen):
     """Of which output; 'auto' is the margin of a class, the squared error of a number, the
     log-probability of a text. Of an error, less is worth more."""
     seeds: Annotated[int, Field(gt=0)] = 1
-    """Models trained on each coalition, whose outputs are averaged."""
+    """Models trained on each coalition; with two or more, errors know the noise of training."""
     draws: Annotated[int, Field(ge=20)] = 200
     """Most permutations that are sampled ('banzhaf': coalitions); up to 12 players are exact."""
     tolerance: Annotated[float, Field(ge=0, lt=1)] = 0.05

@@ -7,6 +7,7 @@ goes on where it was. Every coalition has the same training seeds; the empty one
 model. There is nothing to judge by retraining: values are retrainings.
 """
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -65,11 +66,12 @@ def _appraise(plan: Blueprint, problem: ValueSpec, key: str) -> Manifest:
         tolerance=problem.tolerance,
         seed=plan.spec.seed,
     )
-    nothing, everything = game(np.array([[False], [True]]).repeat(len(sources), axis=1))
+    nothing, everything = game(np.array([[False], [True]]).repeat(len(sources), axis=1))[:, 0]
+    errors = _errors(found)
     inputs = {"trained_by": plan.trained_by}
     with plan.artifacts.seal(STAGE, key, version=VERSIONS[STAGE], inputs=inputs) as draft:
-        np.save(draft.path / VALUES_FILE, found.values)
-        np.save(draft.path / ERRORS_FILE, found.standard_errors)
+        np.save(draft.path / VALUES_FILE, found.values[0])
+        np.save(draft.path / ERRORS_FILE, errors)
         (draft.path / MODELS_FILE).write_text("\n".join(models.names), encoding="utf-8")
         draft.facts |= {
             "output": models.output,
@@ -77,7 +79,7 @@ def _appraise(plan: Blueprint, problem: ValueSpec, key: str) -> Manifest:
             "everything": float(everything),
             "retrainings": len(models.names),
             "converged": found.converged,
-            "sentence": f"{found.sentence} {_harm(models, found)}",
+            "sentence": f"{found.sentence} {_harm(models, found.values[0], errors)}",
         }
     return draft.manifest
 
@@ -88,16 +90,28 @@ def models_of(plan: Blueprint, manifest: Manifest) -> list[str]:
     return path.read_text(encoding="utf-8").splitlines()
 
 
-def _harm(models: "_Models", found: "Values") -> str:
-    """A sentence about the players that make the model worse, beyond their standard errors."""
+def _errors(found: "Values") -> FloatArray:
+    """Standard errors of the mean over seeds: of the draws, and of the seeds where several are."""
+    seeds = found.values[1:]
+    if len(seeds) == 0:
+        return found.standard_errors[0]
+    noise = seeds.std(axis=0, ddof=1) / math.sqrt(len(seeds))
+    return np.hypot(found.standard_errors[0], noise)
+
+
+def _harm(models: "_Models", values: FloatArray, errors: FloatArray) -> str:
+    """Sentences about the noise of training, and the players that make the model worse."""
     who = "sources" if models.players.by else "rows"
-    worse = np.flatnonzero(found.values < -2 * found.standard_errors)
+    noise = "One training seed: the errors know nothing of its noise."
+    if models.repeats > 1:
+        noise = f"The errors hold the noise of {models.repeats} training seeds."
+    worse = np.flatnonzero(values < -2 * errors)
     if len(worse) == 0:
-        return f"None of the {who} makes the model worse."
-    first = models.players.names[worse[np.argmin(found.values[worse])]]
+        return f"{noise} None of the {who} clearly makes the model worse."
+    first = models.players.names[worse[np.argmin(values[worse])]]
     return (
-        f"{len(worse)} of {len(models.players)} {who} make the model worse, '{first}' most: it is "
-        "better without."
+        f"{noise} {len(worse)} of {len(models.players)} {who} made the model worse, most of all "
+        f"'{first}'."
     )
 
 
@@ -107,6 +121,7 @@ class _Models:
     Attributes:
         players: Who is valued.
         output: Whose mean over the targets is the worth of a model.
+        repeats: Training seeds of each coalition.
         names: The retrainings asked for so far, each once.
     """
 
@@ -115,6 +130,7 @@ class _Models:
 
         self.players = plan.players(problem)
         self.output = problem.worth_for(plan.dataset.facts.task)
+        self.repeats = problem.seeds
         self.names: dict[str, None] = {}
         self._plan = plan
         self._targets = plan.sets.ids(problem.targets)
@@ -123,29 +139,32 @@ class _Models:
         self._seeds: IntArray = np.array([each.integers(SEED_LIMIT) for each in streams])
 
     def worth(self, masks: BoolArray, rows_of: Callable[[BoolArray], BoolArray]) -> FloatArray:
-        """What a model of each coalition is worth: bool [B, n_players] to [B]."""
-        found = np.empty(len(masks))
+        """What models of coalitions are worth: bool [B, n_players] to [B, 1 + seeds].
+
+        The first column is the mean over the seeds; one seed has no column beside it.
+        """
+        found = np.empty((len(masks), self.repeats))
         sizes = masks @ self.players.sizes
         if (sizes == 0).any():
-            found[sizes == 0] = self._of_logits(self._untrained()).mean()
+            found[sizes == 0] = self._of_logits(self._untrained())
         # Models of like size take nearly the same steps, so they are trained side by side.
         order = np.argsort(sizes, kind="stable")[np.count_nonzero(sizes == 0) :]
-        step = max(1, CHUNK_MODELS // len(self._seeds))
+        step = max(1, CHUNK_MODELS // self.repeats)
         for start in range(0, len(order), step):
             some = order[start : start + step]
             found[some] = self._trained(rows_of(masks[some]))
             advance(STAGE, len(self.names), self._most)
-        return found
+        mean = found.mean(axis=1, keepdims=True)
+        return mean if self.repeats == 1 else np.hstack([mean, found])
 
     def _trained(self, rows: BoolArray) -> FloatArray:
-        repeats = len(self._seeds)
-        masks, seeds = rows.repeat(repeats, axis=0), np.tile(self._seeds, len(rows))
+        masks, seeds = rows.repeat(self.repeats, axis=0), np.tile(self._seeds, len(rows))
         names = retrained(self._plan, masks, seeds, alike=False)
         self.names |= dict.fromkeys(names)
         values = np.empty(len(names))
         for places, logits in read_logits(self._plan, names):
             values[places] = self._of_logits(logits)
-        return values.reshape(-1, repeats).mean(axis=1)
+        return values.reshape(-1, self.repeats)
 
     def _untrained(self) -> NDArray[np.float32]:
         from attribution.training import predict

@@ -43,4 +43,4 @@ COMMENT ON COLUMN player_values.valuation_id IS 'The valuation; see valuations.'
 COMMENT ON COLUMN player_values.player IS 'The source''s name, or the row''s example_id as text.';
 COMMENT ON COLUMN player_values.n_rows IS 'Training rows that it brings.';
 COMMENT ON COLUMN player_values.value IS 'Positive: having it makes the model better, by so much of the output.';
-COMMENT ON COLUMN player_values.standard_error IS 'Of the draws of coalitions; 0 where all of them were counted.';
+COMMENT ON COLUMN player_values.standard_error IS 'Of the draws of coalitions and, with several seeds, of training; 0 where one seed trained all coalitions.';

@@ -57,6 +57,16 @@ SELECT verdict_id, solution_id, arm, n_rows, seeds, accuracy, accuracy_low, accu
     observed_change, observed_low, observed_high, advantage, advantage_low, advantage_high, sentence
 FROM verdicts WHERE run_id = $run ORDER BY solution_id, verdict_id;
 
+-- name: valuations
+SELECT valuation_id, problem, method, sources, output, targets, retrainings, nothing, everything,
+    converged, sentence
+FROM valuations WHERE run_id = $run ORDER BY problem, valuation_id;
+
+-- name: player_values
+SELECT p.valuation_id, p.player, p.n_rows, p.value, p.standard_error
+FROM player_values AS p JOIN valuations AS v USING (valuation_id)
+WHERE v.run_id = $run ORDER BY p.valuation_id, p.value DESC, p.player;
+
 -- name: a_query
 SELECT min(query_id) AS query_id FROM scores WHERE attribution_id IN (SELECT unnest($attributions));
 

@@ -286,7 +286,7 @@ COMMENT ON COLUMN values_by_source.sources IS 'The metadata column that names so
 COMMENT ON COLUMN values_by_source.source IS 'The source.';
 COMMENT ON COLUMN values_by_source.n_rows IS 'Training rows that it brings.';
 COMMENT ON COLUMN values_by_source.value IS 'Positive: having it makes the model better, by so much of the output.';
-COMMENT ON COLUMN values_by_source.standard_error IS 'Of the draws of coalitions; 0 where all of them were counted.';
+COMMENT ON COLUMN values_by_source.standard_error IS 'Of the draws of coalitions and, with several seeds, of training; 0 where one seed trained all coalitions.';
 COMMENT ON COLUMN values_by_source.share IS 'Of what all sources add together; Shapley values sum to 1. NULL where together they add nothing.';
 COMMENT ON COLUMN values_by_source.method IS 'shapley, beta, banzhaf or leave_one_out.';
 COMMENT ON COLUMN values_by_source.output IS 'The output that values are in units of; of a loss or an error, less is worth more.';

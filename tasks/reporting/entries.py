@@ -1,7 +1,7 @@
 """What a run looks like in MLflow: names, tags, params and declared metrics, as plain records.
 
 A parent run says what was asked and answered, one child each attribution method, one child each
-verdict arm. Nothing here speaks to MLflow; `tasks.reporting.tracking` does.
+verdict arm, one each valuation. Nothing here speaks to MLflow; `tasks.reporting.tracking` does.
 """
 
 import hashlib
@@ -17,6 +17,7 @@ from schemas.errors import RequestError
 from schemas.metrics import metric
 from tasks.reporting.findings import Answer, Arm, Findings, Interval, Method
 from tasks.reporting.judgement import is_confirmed, verdict_sentence
+from tasks.reporting.worth import Valuation
 
 NOTE_TAG = "mlflow.note.content"  # shown as the run's description
 SOURCE_TAG = "mlflow.source.name"
@@ -37,7 +38,7 @@ class Entry:
 
 
 def entries(findings: Findings, spec_text: str) -> tuple[Entry, tuple[Entry, ...]]:
-    """Describe the parent run and its children: attribution methods, then verdict arms."""
+    """Describe the parent run and its children: methods, verdict arms, then values."""
     shared = {
         "winnow.run_id": findings.run_id,
         "winnow.spec": findings.spec_digest,
@@ -58,6 +59,9 @@ def entries(findings: Findings, spec_text: str) -> tuple[Entry, tuple[Entry, ...
         note.append(
             f"**{answer.problem}**: {answer.sentence} {verdict_sentence(answer.arms)}".strip()
         )
+    for valuation in findings.valuations:
+        children.append(_valuation_entry(valuation, shared))
+        note.append(f"**{valuation.problem}**: {valuation.sentence}")
     if findings.answers:
         metrics += _answer_metrics(findings.answers[0])
     if findings.methods:
@@ -147,6 +151,40 @@ def _arm_entry(problem: str, arm: Arm, shared: Mapping[str, str]) -> Entry:
     return Entry(
         name=f"{problem}: {arm.name}",
         tags={**shared, "winnow.verdict_id": arm.verdict_id, "winnow.kind": "arm"},
+        params=params,
+        metrics=_known(metrics),
+    )
+
+
+def _valuation_entry(valuation: Valuation, shared: Mapping[str, str]) -> Entry:
+    metrics: Metrics = [
+        ("worth.everything", valuation.everything, 0),
+        ("worth.nothing", valuation.nothing, 0),
+    ]
+    metrics += [
+        metric
+        for place, player in enumerate(valuation.players)
+        for metric in (
+            ("worth.value", player.value, place),
+            ("worth.standard_error", player.standard_error, place),
+        )
+    ]
+    params = {
+        "method": valuation.method,
+        "sources": valuation.sources or "",
+        "output": valuation.output,
+        "targets": valuation.targets,
+        "retrainings": str(valuation.retrainings),
+        "players": ", ".join(player.name for player in valuation.players)[:PARAM_LENGTH],
+    }
+    tags = {
+        "winnow.valuation_id": valuation.valuation_id,
+        "winnow.problem": valuation.problem,
+        "winnow.kind": "value",
+    }
+    return Entry(
+        name=f"value: {valuation.problem}",
+        tags={**shared, **tags},
         params=params,
         metrics=_known(metrics),
     )

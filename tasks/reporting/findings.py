@@ -18,6 +18,7 @@ import polars as pl
 from schemas.errors import NotFound
 from store.connect import frame, open_published
 from store.statements import named_statements
+from tasks.reporting.worth import Valuation, valuations_of
 
 WORST_KEPT = 12  # enough for a gallery; the terminal shows fewer
 
@@ -186,6 +187,7 @@ class Findings:
     methods: tuple[Method, ...]
     answers: tuple[Answer, ...]
     a_query: int | None
+    valuations: tuple[Valuation, ...] = ()
     is_latest: bool = True
 
 
@@ -224,6 +226,9 @@ def gather(source: Source, run_id: str | None = None) -> Findings:
         methods=methods,
         answers=_answers(source, run_id, dataset),
         a_query=queries[0]["query_id"] if queries else None,
+        valuations=valuations_of(
+            _rows(source, "valuations", run=run_id), _rows(source, "player_values", run=run_id)
+        ),
         is_latest=_latest(source) == run_id,
     )
 

@@ -1,9 +1,9 @@
 """The report: what a person should know when a run has ended, on a terminal of 80 to 100 columns.
 
-Five parts, in the order of the questions people ask: which rows, do they help, was that predicted,
-how far to trust the scores, where to look next. It is readable without colour, leaves out what a
-spec left out, and computes no result: numbers and intervals come from the published tables. Text
-that came from data or from a spec is never read as markup.
+Six parts, in the order of the questions people ask: which rows, do they help, was that predicted,
+what is each source worth, how far to trust the scores, where to look next. It is readable without
+colour, leaves out what a spec left out, and computes no result: numbers and intervals come from
+the published tables. Text that came from data or from a spec is never read as markup.
 """
 
 import json
@@ -46,6 +46,7 @@ from tasks.reporting.wording import (
     signed_interval,
     texts,
 )
+from tasks.reporting.worth_table import section_title, sentences, worth_table
 
 ROWS_SHOWN = 5
 WIDTH = 96
@@ -98,7 +99,10 @@ def render(findings: Findings) -> RenderableType:
         if answer.arms:
             parts += _arms(answer)
             parts += _changes(answer)
-    if not findings.answers:
+    for valuation in findings.valuations:
+        parts += _section(section_title(valuation), sentences(valuation))
+        parts.append(_indented(worth_table(valuation)))
+    if not findings.answers and not findings.valuations:
         for method in findings.methods:
             parts += _suspects(method)
     parts += _trust(findings.methods)
@@ -260,6 +264,8 @@ def _next_steps(findings: Findings) -> list[RenderableType]:
         ("the runs in MLflow", f"winnow ui{where}"),
         ("for any DuckDB client, read-only", str(findings.path)),
     ]
+    if any(valuation.sources for valuation in findings.valuations):
+        steps.insert(0, ("the values", f"winnow sql {_quoted('FROM values_by_source')}{where}"))
     if findings.a_query is not None:
         asked = ", ".join(part for part in (f"query := {findings.a_query}", of) if part)
         statement = _quoted(f"FROM top_influences({asked})")
