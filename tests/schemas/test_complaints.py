@@ -348,6 +348,60 @@ def test_one_mistake_in_a_problem_gives_one_line(old: str, new: str, complaint: 
     assert problems(MINIMAL + PROBLEM.replace(old, new)) == (complaint,)
 
 
+VALUE = """
+[[problem]]
+kind = "value"
+by = "vendor"
+method = "shapley"
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "complaint"),
+    [
+        (
+            '"shapley"',
+            '"shaply"',
+            (
+                "problem[0].method: found 'shaply'; write 'shapley', 'beta', 'banzhaf' or "
+                "'leave_one_out'"
+            ),
+        ),
+        (
+            '"shapley"',
+            '"shapley"\nshape = [4, 1]',
+            "problem[0].shape: 'shapley' has none; leave it out, or value by 'beta'",
+        ),
+        ('by = "vendor"', "draw = 30", "problem[0].draw: unknown key; did you mean 'draws'?"),
+        (
+            '"shapley"',
+            '"shapley"\ndraws = 5',
+            "problem[0].draws: found 5; write a number of at least 20",
+        ),
+        (
+            '"shapley"',
+            '"shapley"\ntargets = "query"',
+            "problem[0].targets: there is no set 'query'; did you mean 'queries'?",
+        ),
+        (
+            '"shapley"',
+            '"shapley"\noutput = "squared_error"',
+            (
+                "problem[0].output: a classification has no 'squared_error'; "
+                "choose 'accuracy', 'logprob', 'loss' or 'margin'"
+            ),
+        ),
+    ],
+)
+def test_one_mistake_in_a_valuation_gives_one_line(old: str, new: str, complaint: str) -> None:
+    assert problems(MINIMAL + VALUE.replace(old, new)) == (complaint,)
+
+
+def test_values_may_be_asked_on_the_set_that_judges() -> None:
+    spec = parse_spec(tomllib.loads(MINIMAL + VALUE + 'targets = "holdout"\n'))
+    assert (spec.selections, [problem.targets for problem in spec.valuations]) == ((), ["holdout"])
+
+
 def test_two_names_for_the_same_query_do_not_make_a_holdout() -> None:
     sets = "sets = { queries = 'FROM examples', holdout = 'FROM examples' }\n"
     (line,) = problems(sets + MINIMAL + PROBLEM)
