@@ -84,6 +84,7 @@ class Blueprint:
         self.artifacts = Artifacts(workspace.artifacts)
         self.data = data
         self._noted: dict[str, set[str]] = {}
+        self._players: dict[str, Players] = {}
 
     # --- what everything is made from -------------------------------------------------------------
 
@@ -405,7 +406,9 @@ class Blueprint:
             NotFound: The rows have no such column.
             DataError: Some row has no source.
         """
-        return players_of(self.dataset, problem)
+        if problem.name not in self._players:
+            self._players[problem.name] = players_of(self.dataset, problem)
+        return self._players[problem.name]
 
     def run_key(self) -> str | None:
         """Digest of everything that a run commits, or None while something cannot be named."""

@@ -257,7 +257,7 @@ def test_models_of_a_verdict_that_were_lost_are_trained_for_the_ledger(tmp_path:
 
 def verdict_names(plan: Blueprint) -> set[str]:
     """Names of the models that the plan's own verdicts compare."""
-    keys = [plan.verdict_key(problem) for problem in plan.spec.problem]
+    keys = [plan.verdict_key(problem) for problem in plan.spec.selections]
     names = [plan.sealed("verdict", key).facts["retrainings"] for key in keys]
     return {str(name) for group in names for name in group}
 
