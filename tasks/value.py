@@ -105,7 +105,8 @@ def _harm(models: "_Models", values: FloatArray, errors: FloatArray) -> str:
     noise = "One training seed: the errors know nothing of its noise."
     if models.repeats > 1:
         noise = f"The errors hold the noise of {models.repeats} training seeds."
-    worse = np.flatnonzero(values < -2 * errors)
+    rounding = 1e-6 * np.abs(values).max()  # float32 outputs; a player of no effect blames none
+    worse = np.flatnonzero(values < -2 * errors - rounding)
     if len(worse) == 0:
         return f"{noise} None of the {who} clearly makes the model worse."
     first = models.players.names[worse[np.argmin(values[worse])]]

@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from attribution.models import fresh
+from attribution.streams import SEED_LIMIT, Purpose, stream
+from attribution.training import predict
 from attribution.training.train import train_one_reference
 from schemas.errors import RequestError
 from store.connect import run_sql
@@ -102,32 +105,42 @@ def worth_of(plan: Blueprint, vendors: frozenset[str], seed: int) -> float:
     return float(outputs_of(plan, logits, plan.sets.ids("queries"), "margin").mean())
 
 
+def untrained_worth(plan: Blueprint, seed: int) -> float:
+    states = fresh(plan.build_model, seed).state_dict()
+    logits = predict(
+        plan.build_model,
+        {name: state[None] for name, state in states.items()},
+        np.array(plan.dataset.test.inputs),
+        device="cpu",
+    )
+    queries = plan.sets.ids("queries")
+    return float(outputs_of(plan, logits.numpy(), queries, "margin").mean())
+
+
 def test_values_are_mean_gains_over_all_orders_of_joining(done: Blueprint) -> None:
-    values, _, facts = found(done, "vendors")
-    (manifest,) = [m for m in done.artifacts.manifests("values") if m.facts == facts]
-    assert len(models_of(done, manifest)) == 31 * 3
-    seeds = [int(seed) for seed in training_seeds(done)]
-    nothing = frozenset[str]()
-    known = {nothing: float(facts["nothing"])}  # type: ignore[arg-type]
-
-    def worth(vendors: frozenset[str]) -> float:
-        if vendors not in known:
-            known[vendors] = float(np.mean([worth_of(done, vendors, seed) for seed in seeds]))
-        return known[vendors]
-
-    gains = dict.fromkeys(values, 0.0)
-    orders = list(permutations(values))
+    values, errors, facts = found(done, "vendors")
+    orders, seeds = list(permutations(values)), training_seeds(done)
+    gains = {vendor: np.zeros(len(seeds)) for vendor in values}
+    known: dict[frozenset[str], np.ndarray] = {
+        frozenset(): np.array([untrained_worth(done, seed) for seed in seeds])
+    }
     for order in orders:
         for place, vendor in enumerate(order):
-            before = frozenset(order[:place])
-            gains[vendor] += (worth(before | {vendor}) - worth(before)) / len(orders)
-    assert gains == pytest.approx(values, abs=1e-6)
+            before, after = frozenset(order[:place]), frozenset(order[: place + 1])
+            if after not in known:
+                known[after] = np.array([worth_of(done, after, seed) for seed in seeds])
+            gains[vendor] += (known[after] - known[before]) / len(orders)
+    means = {vendor: float(gain.mean()) for vendor, gain in gains.items()}
+    assert means == pytest.approx(values, abs=1e-6)
+    # Every coalition was counted, so what is left to vary is the training.
+    noise = [gain.std(ddof=1) / np.sqrt(len(seeds)) for gain in gains.values()]
+    np.testing.assert_allclose(errors, noise, atol=1e-6)
+    (manifest,) = [m for m in done.artifacts.manifests("values") if m.facts == facts]
+    assert len(models_of(done, manifest)) == 31 * len(seeds)
 
 
 def training_seeds(plan: Blueprint) -> list[int]:
-    """The seeds of the bank rows that values asked for, read off the models' names."""
-    from attribution.streams import SEED_LIMIT, Purpose, stream
-
+    """The seeds that every coalition is trained under."""
     streams = (stream(plan.spec.seed, Purpose.SEEDS, each) for each in range(3))
     return [int(each.integers(SEED_LIMIT)) for each in streams]
 
