@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from attribution.contrastive import two_tower
 from attribution.convolutional import cnn, resnet
 from attribution.streams import Purpose, torch_seed
 from attribution.textual import bag, transformer
@@ -77,6 +78,7 @@ BUILDERS: dict[str, Callable[..., nn.Module]] = {
     "resnet": resnet,
     "bag": bag,
     "transformer": transformer,
+    "two_tower": two_tower,
 }
 OPTIONS: dict[str, tuple[str, ...]] = {
     "linear": (),
@@ -85,6 +87,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "resnet": ("width", "blocks"),
     "bag": ("vocabulary", "width", "hidden"),
     "transformer": ("vocabulary", "width", "depth", "heads", "causal"),
+    "two_tower": ("captions", "channels", "width"),
 }
 
 
@@ -92,7 +95,8 @@ def build(name: str, input_shape: Sequence[int], n_outputs: int, **options: Any)
     """A built-in model by its name.
 
     Args:
-        name: ``linear``, ``mlp``, ``cnn``, ``resnet``, ``bag`` or ``transformer``.
+        name: ``linear``, ``mlp``, ``cnn``, ``resnet``, ``bag``, ``transformer`` or
+            ``two_tower``.
         input_shape: Shape of one input.
         n_outputs: Classes, or 1 for regression.
         options: Those of the builder, as `OPTIONS` lists them.

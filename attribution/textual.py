@@ -20,9 +20,9 @@ class Mean(nn.Module):
     """The mean over the tokens that are no padding; 0 of an empty text."""
 
     def forward(self, states: Tensor, tokens: Tensor) -> Tensor:
-        """[n, T, width] and [n, T] to [n, width]."""
+        """[..., T, width] and [..., T] to [..., width]."""
         real = (tokens != PADDING).to(states.dtype).unsqueeze(-1)
-        return (states * real).sum(1) / real.sum(1).clamp(min=1.0)
+        return (states * real).sum(-2) / real.sum(-2).clamp(min=1.0)
 
 
 class Bag(nn.Module):
@@ -38,7 +38,7 @@ class Bag(nn.Module):
         self.head = nn.Sequential(*layers, nn.Linear(width, n_outputs))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """int64 [n, T] to [n, n_outputs]."""
+        """int64 [..., T] to [..., n_outputs]."""
         return self.head(self.mean(self.embed(tokens), tokens))
 
 

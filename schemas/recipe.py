@@ -31,6 +31,7 @@ MODEL_OPTIONS: dict[str, tuple[str, ...]] = {
     "resnet": ("blocks", "width"),
     "bag": ("hidden", "vocabulary", "width"),
     "transformer": ("causal", "depth", "heads", "vocabulary", "width"),
+    "two_tower": ("captions", "channels", "width"),
 }
 TEXT_MODELS = ("bag", "transformer")
 BUILT_IN_MODELS = tuple(MODEL_OPTIONS)
@@ -198,12 +199,12 @@ class ModelSpec(Frozen):
     """``[model]``: what is trained."""
 
     build: Annotated[str, Field(examples=["linear", "mlp"])]
-    """linear, mlp, cnn, resnet, bag, transformer, or python:FILE.py:FUNCTION, which returns a torch
-    module."""
+    """linear, mlp, cnn, resnet, bag, transformer, two_tower, or python:FILE.py:FUNCTION, which returns
+    a torch module."""
     options: dict[str, JsonValue] = Field(default_factory=dict)
     """The builder's own: mlp hidden, activation; cnn channels, hidden; resnet width, blocks; bag
-    width, hidden; transformer width, depth, heads. The vocabulary and whether it is causal follow
-    from the data."""
+    width, hidden; transformer width, depth, heads; two_tower captions, one text for each class,
+    channels, width. The vocabulary and whether it is causal follow from the data."""
     checkpoints: Annotated[tuple[str, ...], AfterValidator(distinct)] = ()
     """One's own weights (.safetensors, or .pt read as weights only), instead of training."""
 
@@ -238,6 +239,8 @@ class ModelSpec(Frozen):
         for key in self.options.keys() - set(known):
             hint = nearest(key, known) or "; leave it out"
             yield ("options", key), f"the {self.build} model has no such option{hint}"
+        if "captions" in known and "captions" not in self.options:
+            yield ("options",), f"the {self.build} model needs captions, one text for each class"
         for key in self.options.keys() & set(known):
             value = self.options[key]
             if key == "activation" and value not in ACTIVATIONS:
@@ -245,6 +248,8 @@ class ModelSpec(Frozen):
                 yield ("options", key), f"unknown activation '{value}'{hint}"
             if key in _NUMBERS and not _is_size(value):
                 yield ("options", key), f"found {value!r}; write a number of 1 or more, as in 16"
+            if key == "captions" and not _are_texts(value):
+                yield ("options", key), "write a list of texts, one for each class in order"
             if key == "causal" and not isinstance(value, bool):
                 yield ("options", key), f"found {value!r}; write true or false"
             if key in _SIZES and not (isinstance(value, list) and all(map(_is_size, value))):
@@ -263,6 +268,10 @@ _SIZES = {
 
 def _is_size(value: JsonValue) -> bool:
     return type(value) is int and value > 0
+
+
+def _are_texts(value: JsonValue) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(each, str) for each in value)
 
 
 class TrainSpec(Frozen):

@@ -224,6 +224,16 @@ def test_one_mistake_gives_one_line(lines: str, complaint: str) -> None:
             "model.options.blocks: write a list of positive numbers of blocks, as in [1, 1, 1]",
         ),
         (
+            'build = "linear"',
+            'build = "two_tower"',
+            "model.options: the two_tower model needs captions, one text for each class",
+        ),
+        (
+            'build = "linear"',
+            'build = "two_tower"\nmodel.options.captions = "a photo"',
+            "model.options.captions: write a list of texts, one for each class in order",
+        ),
+        (
             '[[attribution]]\nmethod = "trak"',
             "",
             "attribution: missing; add a table [[attribution]]",

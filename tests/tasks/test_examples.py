@@ -1,0 +1,67 @@
+"""The examples of texts, language models and captions, with smaller banks, from rows to verdict."""
+
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from store.connect import run_sql
+from tasks.blueprint import Blueprint
+from tasks.job import blueprint
+from tests.tasks.pipeline import run_stages
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+DROPPED = """
+SELECT chosen, metadata->>'{key}' = '{value}' AS wanted
+FROM solution_rows JOIN examples USING (example_id)
+"""
+
+
+def run_smaller(name: str, folder: Path, **sizes: int) -> Blueprint:
+    """The example with smaller numbers in its spec."""
+    copied = shutil.copytree(EXAMPLES / name, folder / name)
+    spec = copied / f"{name}.toml"
+    text = spec.read_text()
+    for key, size in sizes.items():
+        text, count = re.subn(rf"^{key} = \d+$", f"{key} = {size}", text, flags=re.MULTILINE)
+        assert count
+    spec.write_text(text)
+    return blueprint(run_stages(spec, folder / "work"))
+
+
+def shares(plan: Blueprint, key: str, value: str) -> tuple[float, float]:
+    """Share of the rows with this metadata among the dropped and among the chosen."""
+    rows = run_sql(plan.workspace.published, DROPPED.format(key=key, value=value)).rows
+    chosen, wanted = np.array(rows, dtype=bool).T
+    return float(wanted[~chosen].mean()), float(wanted[chosen].mean())
+
+
+def test_the_reviews_that_are_dropped_come_from_the_forum(tmp_path: Path) -> None:
+    plan = run_smaller("reviews", tmp_path, models=24, epochs=20, seeds=2)
+    assert plan.dataset.facts.classes == ("bad", "good")
+    dropped, chosen = shares(plan, "source", "forum")
+    assert dropped > chosen + 0.2
+
+
+def test_the_letters_that_are_chosen_are_a_clerks(tmp_path: Path) -> None:
+    plan = run_smaller("letters", tmp_path, models=16, epochs=5, seeds=2)
+    assert plan.dataset.facts.task == "language"
+    dropped, chosen = shares(plan, "style", "clerk")
+    assert chosen > dropped + 0.1
+    rows = run_sql(plan.workspace.published, "SELECT arm, value FROM verdicts").rows
+    values = dict(rows)
+    assert values["chosen"] > values["random"]
+
+
+def test_pictures_with_a_wrong_caption_are_dropped(tmp_path: Path) -> None:
+    plan = run_smaller("captions", tmp_path, models=16, epochs=6, seeds=2)
+    wrong = plan.dataset.train.targets != plan.dataset.train.true_targets
+    rows = run_sql(
+        plan.workspace.published, "SELECT chosen FROM solution_rows ORDER BY example_id"
+    ).rows
+    dropped = ~np.array(rows, dtype=bool)[:, 0]
+    assert wrong.sum() == pytest.approx(dropped.sum(), abs=1)
+    # By chance one dropped row in ten is wrong.
+    assert wrong[dropped].mean() > 0.3
