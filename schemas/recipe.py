@@ -199,8 +199,8 @@ class ModelSpec(Frozen):
     """``[model]``: what is trained."""
 
     build: Annotated[str, Field(examples=["linear", "mlp"])]
-    """linear, mlp, cnn, resnet, bag, transformer, two_tower, or python:FILE.py:FUNCTION, which returns
-    a torch module."""
+    """linear, mlp, cnn, resnet, bag, transformer, two_tower, or python:FILE.py:FUNCTION, which
+    returns a torch module."""
     options: dict[str, JsonValue] = Field(default_factory=dict)
     """The builder's own: mlp hidden, activation; cnn channels, hidden; resnet width, blocks; bag
     width, hidden; transformer width, depth, heads; two_tower captions, one text for each class,

@@ -56,7 +56,7 @@ def test_the_letters_that_are_chosen_are_a_clerks(tmp_path: Path) -> None:
 
 
 def test_pictures_with_a_wrong_caption_are_dropped(tmp_path: Path) -> None:
-    plan = run_smaller("captions", tmp_path, models=16, epochs=6, seeds=2)
+    plan = run_smaller("captions", tmp_path, models=24, epochs=8, seeds=2)
     wrong = plan.dataset.train.targets != plan.dataset.train.true_targets
     rows = run_sql(
         plan.workspace.published, "SELECT chosen FROM solution_rows ORDER BY example_id"
