@@ -112,25 +112,29 @@ def extend_bank(
         )
     refuse_held_ledger(workspace)
     job = Job(spec=loaded.path, workspace=workspace.root)
-    with recording(workspace.progress, f"{loaded.spec.name} bank"), terminal.progress_bars():
-        # What can be refused is refused here, before a server is started for it.
-        plan = blueprint(preflight(job))
-        if models is not None:
-            models_to_draw(plan, models)
-        if verdicts:
-            rows_to_adopt(plan)
-        if subsets is not None:
-            is_to_choose(plan, subsets)
-        with serving(workspace, debug=debug), failures_of_the_run():
-            # Only now: Prefect reads where its server is when it is imported.
-            from flows import extend
+    # What can be refused is refused here, before anything counts as begun.
+    plan = blueprint(preflight(job))
+    if models is not None:
+        models_to_draw(plan, models)
+    if verdicts:
+        rows_to_adopt(plan)
+    if subsets is not None:
+        is_to_choose(plan, subsets)
+    with (
+        recording(workspace.progress, f"{loaded.spec.name} bank"),
+        terminal.progress_bars(),
+        serving(workspace, debug=debug),
+        failures_of_the_run(),
+    ):
+        # Only now: Prefect reads where its server is when it is imported.
+        from flows import extend
 
-            extend.extend_bank(
-                str(loaded.path),
-                workspace=str(workspace.root),
-                models=models,
-                verdicts=verdicts,
-                subsets=subsets,
-            )
+        extend.extend_bank(
+            str(loaded.path),
+            workspace=str(workspace.root),
+            models=models,
+            verdicts=verdicts,
+            subsets=subsets,
+        )
     show_bank(loaded, workspace, as_json=False)
     terminal.say(f"`winnow run {loaded.path}` takes it in")

@@ -317,13 +317,17 @@ def _logging_to(path: Path, *, debug: bool) -> Iterator[None]:
     logger = logging.getLogger("prefect")
     logger.addHandler(handler)
     consoles = [] if debug else _console_handlers(PrefectConsoleHandler)
+    levels = [console.level for console in consoles]
     for console in consoles:
         console.addFilter(_is_news)
+        # The environment sets the level only where Prefect is imported after it.
+        console.setLevel(max(console.level, logging.WARNING))
     try:
         yield
     finally:
-        for console in consoles:
+        for console, level in zip(consoles, levels, strict=True):
             console.removeFilter(_is_news)
+            console.setLevel(level)
         logger.removeHandler(handler)
         handler.close()
 

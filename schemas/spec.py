@@ -51,7 +51,9 @@ from schemas.questions import (
     VerdictSpec,
 )
 from schemas.recipe import (
+    BUILT_IN_MODELS,
     FILE_SCHEMES,
+    TEXT_MODELS,
     BankSpec,
     CorruptSpec,
     DataSpec,
@@ -142,6 +144,12 @@ class CurationSpec(Frozen):
     # Each check sees the sections above its own that are valid, so that one bad section hides no
     # problem of another.
 
+    @field_validator("model")
+    @classmethod
+    def _model_reads_the_rows(cls, model: ModelSpec, info: ValidationInfo) -> ModelSpec:
+        refuse(_model_problems(model, info.data))
+        return model
+
     @field_validator("attribution")
     @classmethod
     def _attributions_fit(
@@ -163,6 +171,19 @@ class CurationSpec(Frozen):
     def _verdict_fits(cls, verdict: VerdictSpec, info: ValidationInfo) -> VerdictSpec:
         refuse(_verdict_problems(verdict, info.data))
         return verdict
+
+
+def _model_problems(model: ModelSpec, above: Any) -> Problems:
+    if "data" not in above or model.build not in BUILT_IN_MODELS:
+        return
+    source = above["data"].source
+    if above["data"].text and model.build not in TEXT_MODELS:
+        yield ("build",), f"'{model.build}' reads no text; use 'bag' or 'transformer'"
+    if not above["data"].text and model.build in TEXT_MODELS:
+        yield (
+            ("build",),
+            f"'{model.build}' reads text, and {source} has no data.text; name a column",
+        )
 
 
 def _attribution_problems(attributions: tuple[AttributionSpec, ...], above: Any) -> Problems:

@@ -95,16 +95,18 @@ def _contender(plan: Blueprint, attribution: "AttributionSpec") -> Contender:
 def _answer(plan: Blueprint, problem: "SelectSpec") -> "dict[str, Figure]":
     arms, output = _arms(plan, problem)
     predicted, observed, groups, points = _against_observed(plan, problem, arms, output)
-    inputs, captions = _worst(plan, problem)
     measure = "accuracy" if plan.dataset.classes else output
-    title = f"The {len(inputs)} most harmful of the rows it would drop"
     drawn = {
         "arms": figures.arms(arms, measure=measure),
         "predicted": figures.predicted_against_observed(
             predicted, observed, output=output, groups=groups, arms=points
         ),
-        "gallery": figures.gallery(inputs, captions, title=title),
     }
+    if plan.dataset.facts.n_tokens:  # token numbers are nothing to look at
+        return drawn
+    inputs, captions = _worst(plan, problem)
+    title = f"The {len(inputs)} rows it would drop first"
+    drawn["gallery"] = figures.gallery(inputs, captions, title=title)
     if measure == "accuracy":
         drawn["overview"] = figures.hero(
             inputs, captions, arms, predicted, observed, output=output, groups=groups, points=points

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from attribution.projection import cpu_kernels
-from attribution.projection.cpu_kernels import LANES
+from attribution.projection.cpu_kernels import LANES, TOGETHER
 from attribution.projection.reference import BLOCK
 
 # Columns and signs of one chunk (8 bytes an entry) stay in the second-level cache.
@@ -77,14 +77,21 @@ def _sparse(
     for start in range(0, n_parameters, step):
         count = min(step, n_parameters - start)
         drawn = (columns[:count], signs[:count])
-        cpu_kernels.draw_sparse(offset + start, seed, checkpoint, dim, *drawn)
+
+        def draw(
+            first: int, last: int, start: int = start, drawn: tuple[np.ndarray, ...] = drawn
+        ) -> None:
+            part = (array[first:last] for array in drawn)
+            cpu_kernels.draw_sparse(offset + start + first, seed, checkpoint, dim, *part)
 
         def scatter(
             first: int, last: int, start: int = start, drawn: tuple[np.ndarray, ...] = drawn
         ) -> None:
             cpu_kernels.scatter(first, last, source, start, *drawn, target)
 
-        _in_threads(pool, scatter, n_rows, unit=2, small=n_rows * count < SMALL)
+        small = n_rows * count < SMALL
+        _in_threads(pool, draw, count, unit=1, small=small)
+        _in_threads(pool, scatter, n_rows, unit=TOGETHER, small=small)
 
 
 def _dense(

@@ -236,6 +236,10 @@ def _describe_odd(column: pl.Series) -> str:
     numbers = column.cast(pl.Float64, strict=False)
     text = column.filter(numbers.is_null() & column.is_not_null())
     if text.len() == 0:
+        odd = numbers.is_nan().arg_true()
+        if len(odd):
+            row = int(odd[0])
+            return f"column {column.name!r} holds {column[row]!r} in row {row + 1}"
         return f"column {column.name!r} holds numbers as text"
     row = int((numbers.is_null() & column.is_not_null()).arg_true()[0]) + 1
     return f"column {column.name!r} holds text ({text[0][:40]!r} in row {row})"

@@ -269,7 +269,9 @@ def _next_steps(findings: Findings) -> list[RenderableType]:
     if findings.a_query is not None:
         asked = ", ".join(part for part in (f"query := {findings.a_query}", of) if part)
         statement = _quoted(f"FROM top_influences({asked})")
-        steps.insert(0, ("what taught the model this", f"winnow sql {statement}{where}"))
+        steps.insert(
+            0, ("which training rows move this answer most", f"winnow sql {statement}{where}")
+        )
     parts = _section("Where to look next", [])
     for why, line in steps:
         parts += [_indented(Text(f"# {why}", style="dim")), _indented(Text(line, overflow="fold"))]

@@ -148,6 +148,20 @@ def test_rows_that_are_no_texts_are_refused(
 
 
 @pytest.mark.parametrize(
+    ("data", "build", "words"),
+    [
+        ('target = "label"\ntext = { column = "words" }', "mlp", "'mlp' reads no text"),
+        ('target = "label"', "bag", "has no data.text"),
+    ],
+)
+def test_models_that_cannot_read_the_rows_are_refused(
+    tmp_path: Path, data: str, build: str, words: str
+) -> None:
+    with pytest.raises(SpecError, match=words):
+        load_spec(write(tmp_path, data=data, build=build, options=""))
+
+
+@pytest.mark.parametrize(
     ("data", "words"),
     [
         ('target = "label"\ntext = { column = "label" }', "has another role"),
