@@ -54,7 +54,7 @@ VERSIONS = {
     "solution": 2,
     "verdict": 3,
     "values": 1,
-    "run": 1,
+    "run": 2,
     "tracking": 1,
 }
 STAGES = ("data", *VERSIONS)

@@ -248,7 +248,8 @@ def _trust(methods: Iterable[Method]) -> list[RenderableType]:
         f"LDS: rank correlation of predicted and retrained {outputs} on subsets that tuned nothing "
         f"({first.n_masks} subsets × {first.n_seeds:g} seeds, {first.n_queries} queries). Scores "
         f"without information vary by ±{number(first.null_sd, '.2g')} about 0; noise of training "
-        "sets the ceiling. Seconds are those of gradients, damping and scores."
+        "sets the ceiling. Over few subsets an LDS is small on average; its interval allows for "
+        "it. Seconds are those of gradients, damping and scores."
     )
     return [*_section("How far to trust the scores", [said]), _indented(table)]
 
