@@ -135,8 +135,10 @@ def of_examples(output: OutputLike, logits: Tensor, targets: Tensor) -> Tensor:
 
 def of_examples_unchecked(output: OutputLike, logits: Tensor, targets: Tensor) -> Tensor:
     """`of_examples` without looking at values, for use inside ``torch.func`` transforms."""
-    if logits.ndim < 3 or not isinstance(output, str):
+    if logits.ndim < 3:
         return evaluate_unchecked(output, logits, targets)
+    if not isinstance(output, str):
+        return _of_function(output, logits, targets, logits.shape[:-2])
     values = evaluate_unchecked(output, logits, targets.clamp(min=0))
     return torch.where(targets == UNASKED, 0.0, values).sum(-1)
 
@@ -144,13 +146,7 @@ def of_examples_unchecked(output: OutputLike, logits: Tensor, targets: Tensor) -
 def evaluate_unchecked(output: OutputLike, logits: Tensor, targets: Tensor) -> Tensor:
     """`evaluate` without looking at values, for use inside ``torch.func`` transforms."""
     if not isinstance(output, str):
-        values = output(logits, targets)
-        if values.shape not in (targets.shape, logits.shape[:-2]):
-            raise ShapeError(
-                f"the output function returned shape {tuple(values.shape)} for targets of shape "
-                f"{tuple(targets.shape)}; return one number for each example"
-            )
-        return values
+        return _of_function(output, logits, targets, targets.shape)
     kind = Output(output_name(output))
     regression = targets.is_floating_point()
     n_logits = logits.shape[-1]
@@ -250,6 +246,18 @@ def check_targets(logits: Tensor, targets: Tensor) -> None:
             f"class indices run from {low} to {high} and the model has {logits.shape[-1]} "
             f"outputs; indices must lie in 0..{logits.shape[-1] - 1}"
         )
+
+
+def _of_function(
+    output: OutputFunction, logits: Tensor, targets: Tensor, shape: torch.Size
+) -> Tensor:
+    values = output(logits, targets)
+    if values.shape != shape:
+        raise ShapeError(
+            f"the output function returned shape {tuple(values.shape)} for targets of shape "
+            f"{tuple(targets.shape)}; return one number for each example"
+        )
+    return values
 
 
 def _margin(logits: Tensor, targets: Tensor) -> Tensor:

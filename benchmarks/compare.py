@@ -94,9 +94,8 @@ QUICK = ("TRAK logistic", "TRAK after-kernel", "TRAK, ", "graddot", "gradcos", "
 
 # They need more than rows and independent checkpoints: a run's snapshots and rates, an optimiser's
 # moments, embeddings, words. `benchmarks.lds_run` and `benchmarks.metagradient_digits` measure what
-# belongs to a run.
-LINEAR = ("alo", "jackknife")
-ELSEWHERE = ("source", "less", "embedding", "bm25", "metagradient", *LINEAR)
+# belongs to a run. The last two are for linear models alone.
+ELSEWHERE = ("source", "less", "embedding", "bm25", "metagradient", "alo", "jackknife")
 
 
 def plan(counts: Sequence[int], only: Sequence[str] = (), *, quick: bool = False) -> Iterator[Run]:

@@ -244,6 +244,8 @@ def test_bad_documents_are_refused() -> None:
     inputs, targets = documents(4, 9)
     with pytest.raises(ShapeError, match="ask for at least one token"):
         of_examples("loss", model()(inputs), torch.full_like(targets, UNASKED))
+    with pytest.raises(ShapeError, match="one number for each example"):
+        of_examples(lambda z, _: z[..., 0], model()(inputs), targets)
     with pytest.raises(ShapeError, match="outputs"):
         of_examples("loss", model()(inputs), targets[:, :3])
     with pytest.raises(RecipeError, match="tokens, outputs"):

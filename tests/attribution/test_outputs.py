@@ -108,6 +108,7 @@ def test_a_margin_of_one_output_is_refused() -> None:
         ("squared_error", PREDICTIONS, NUMBERS * torch.nan, "NaN"),
         ("marginal", LOGITS, CLASSES, "unknown output"),
         (lambda z, _: z, LOGITS, CLASSES, "one number for each example"),
+        (lambda z, _: z.sum(), LOGITS, CLASSES, "one number for each example"),
     ],
 )
 def test_what_does_not_fit_is_refused(
