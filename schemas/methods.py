@@ -247,7 +247,7 @@ class AloSpec(MethodSpec):
     name: Name = "alo"
     """What the scores are called in tables and reports."""
     ridge: Annotated[float, Field(ge=0)] | None = None
-    """Penalty of the summed loss; by default the recipe's weight decay times the rows."""
+    """Penalty of the summed loss; by default the recipe's decay, which goes with its rows."""
     penalise_bias: bool = True
     """Whether it acts on the bias too, as the recipe's does."""
     steps: Annotated[int, Field(ge=0)] = 0
@@ -262,7 +262,7 @@ class JackknifeSpec(MethodSpec):
     name: Name = "jackknife"
     """What the scores are called in tables and reports."""
     ridge: Annotated[float, Field(ge=0)] | None = None
-    """Penalty of the summed loss; by default the recipe's weight decay times the rows."""
+    """Penalty of the summed loss; by default the recipe's decay, which goes with its rows."""
     penalise_bias: bool = True
     """Whether it acts on the bias too, as the recipe's does."""
 

@@ -49,7 +49,7 @@ VERSIONS = {
     "checkpoints": 2,
     "bank": BANK_VERSION,
     "features": FEATURES_VERSION,
-    "scores": 2,
+    "scores": 3,
     "lds": 2,
     "solution": 2,
     "verdict": 3,

@@ -205,7 +205,7 @@ def _options(plan: Blueprint, attribution: AttributionSpec) -> dict[str, Any]:
     if isinstance(attribution, SourceSpec):
         options["weight_decay"] = decay
     if isinstance(attribution, AloSpec | JackknifeSpec):
-        options.setdefault("ridge", decay * plan.n_train)
+        options |= {} if "ridge" in options else {"weight_decay": decay}
     if isinstance(attribution, MetagradientSpec):
         options["training"] = plan.training()
         options["seeds"] = plan.checkpoint_seeds[: attribution.runs]

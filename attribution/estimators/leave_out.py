@@ -8,6 +8,8 @@ The output is evaluated at the moved weights by `alo`, and to first order by `ja
 weights at the minimum of the training loss; `stationarity` in the record says how near they are.
 """
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -23,48 +25,54 @@ BLOCK = 2**24
 
 
 def estimate_alo(
-    request: Request, *, ridge: float = 0.0, penalise_bias: bool = False, steps: int = 0
+    request: Request,
+    *,
+    ridge: float = 0.0,
+    weight_decay: float = 0.0,
+    penalise_bias: bool = False,
+    steps: int = 0,
 ) -> tuple[NDArray[np.float32], Record]:
     """Approximate leave-one-out: the output's fall when each row is left out.
 
     Args:
         request: What is asked; its model is one linear layer.
         ridge: Penalty lambda of sum l + lambda/2 |w|^2: 1/C of scikit-learn's logistic regression,
-            2 alpha of its ridge regression, n times a weight decay on the mean loss.
-        penalise_bias: Whether it acts on the bias too.
+            2 alpha of its ridge regression.
+        weight_decay: Penalty of the mean loss, of which each row's share goes with the row.
+        penalise_bias: Whether they act on the bias too.
         steps: Further Newton steps for each row, each n^2 times the square of the parameters.
     """
-    return _estimate(request, ridge, penalise_bias, steps)
+    penalties = {"ridge": ridge, "weight_decay": weight_decay, "penalise_bias": penalise_bias}
+    return _estimate(request, penalties, steps)
 
 
 def estimate_jackknife(
-    request: Request, *, ridge: float = 0.0, penalise_bias: bool = False
+    request: Request,
+    *,
+    ridge: float = 0.0,
+    weight_decay: float = 0.0,
+    penalise_bias: bool = False,
 ) -> tuple[NDArray[np.float32], Record]:
     """Infinitesimal jackknife: the output's derivative in each row's weight.
 
     Args:
         request: What is asked; its model is one linear layer.
-        ridge: As `estimate_alo`.
-        penalise_bias: As `estimate_alo`.
+        ridge: As `estimate_alo`, like all that follow.
+        weight_decay: Likewise.
+        penalise_bias: Likewise.
     """
-    return _estimate(request, ridge, penalise_bias, None)
+    penalties = {"ridge": ridge, "weight_decay": weight_decay, "penalise_bias": penalise_bias}
+    return _estimate(request, penalties, None)
 
 
 def _estimate(
-    request: Request, ridge: float, penalise_bias: bool, steps: int | None
+    request: Request, penalties: dict[str, Any], steps: int | None
 ) -> tuple[NDArray[np.float32], Record]:
     n_train, n_query = len(request.train), len(request.queries)
     target, send = open_sink(request.out, n_query, n_train)
     total, gaps, clock = np.zeros((n_query, n_train)), [], Clock()
     for state in request.checkpoints:
-        fit = LinearFit.of(
-            request.model,
-            state,
-            request.train,
-            task=request.task,
-            ridge=ridge,
-            penalise_bias=penalise_bias,
-        )
+        fit = LinearFit.of(request.model, state, request.train, task=request.task, **penalties)
         gaps.append(fit.stationarity())
         features, targets = features_of(fit, request.queries)
         if steps is None:
@@ -76,7 +84,7 @@ def _estimate(
     clock.stop("score")
     record = {
         "stationarity": max(gaps),
-        "options": {"ridge": ridge, "penalise_bias": penalise_bias, "steps": steps},
+        "options": {**penalties, "steps": steps},
         "seconds": clock.seconds,
     }
     return target, record

@@ -1,10 +1,12 @@
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
 from attribution import attribute
-from attribution.leave_one_out import linear_layer, loo_correlation
+from attribution.leave_one_out import loo_correlation
+from attribution.linear_fit import linear_layer
 from attribution.models import build
 from attribution.training import Recipe, train_models
 from schemas.errors import RecipeError, ShapeError
@@ -51,9 +53,9 @@ def test_a_regressions_effects_are_those_of_the_closed_form() -> None:
 @pytest.mark.parametrize(
     ("method", "options", "least"),
     [
-        # 0.9990: a row takes its share of the recipe's decay with it; these leave it there.
-        ("alo", {"ridge": N * DECAY}, 0.998),
-        ("jackknife", {"ridge": N * DECAY}, 0.98),
+        ("alo", {"weight_decay": DECAY, "penalise_bias": True}, 0.998),
+        ("alo", {"weight_decay": DECAY, "penalise_bias": True, "steps": 2}, 0.9999),
+        ("jackknife", {"weight_decay": DECAY, "penalise_bias": True}, 0.98),
         ("influence", {"solver": "exact", "damping": 1e-2}, 0.95),
     ],
 )
@@ -77,16 +79,17 @@ def test_estimators_for_linear_models_come_close(
 
 
 def test_only_a_single_linear_layer_counts_as_convex() -> None:
-    assert linear_layer(build("linear", (8, 8), 10)) is not None
-    assert linear_layer(build("mlp", (8,), 10, hidden=[4])) is None
-    assert linear_layer(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))) is None
-    assert linear_layer(nn.Sequential(nn.Linear(4, 2), nn.Softmax(dim=1))) is None
+    vector = torch.Size([4])
+    assert linear_layer(build("linear", (8, 8), 10), torch.Size([8, 8])) is not None
+    assert linear_layer(build("mlp", (4,), 10, hidden=[4]), vector) is None
+    assert linear_layer(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)), vector) is None
+    assert linear_layer(nn.Sequential(nn.Linear(4, 2), nn.Softmax(dim=1)), vector) is None
 
     class Squared(nn.Linear):
         def forward(self, inputs):  # type: ignore[no-untyped-def]
             return super().forward(inputs) ** 2
 
-    assert linear_layer(Squared(4, 2)) is None
+    assert linear_layer(Squared(4, 2), vector) is None
 
 
 def test_a_forced_network_says_how_little_of_it_is_the_rows_doing() -> None:

@@ -101,6 +101,7 @@ def test_a_group_is_one_newton_step_with_the_hessian_of_the_rows_that_stay(class
             targets=torch.from_numpy(kept[1]),
             weights=fit.weights,
             ridge=fit.ridge,
+            decay=fit.decay,
             task=fit.task,
         )
         slope = stays.slopes(fit.weights).T @ stays.features + fit.weights * fit.ridge
@@ -122,6 +123,32 @@ def test_hessian_and_gradient_are_autograds() -> None:
     want = torch.autograd.functional.jacobian(objective, flat)
     torch.testing.assert_close(slope.flatten(), want)
     assert fit.stationarity() < 1e-8
+
+
+def test_a_rows_share_of_the_weight_decay_goes_with_it() -> None:
+    inputs, targets = scaled(load_diabetes(), 80)
+    pair = torch.from_numpy(inputs), torch.from_numpy(targets)
+    model = nn.Linear(inputs.shape[1], 1).double()
+    options = {"task": "regression", "weight_decay": 0.05, "penalise_bias": True}
+    start = LinearFit.of(model, model.state_dict(), Rows(pair, "train"), **options)
+    fit = start.minimised()
+    assert fit.stationarity() < 1e-8 < start.stationarity()
+
+    def solved(kept: NDArray[np.intp]) -> Tensor:
+        x = torch.from_numpy(np.column_stack([inputs[kept], np.ones(len(kept))]))
+        gram = 2 * x.T @ x + len(kept) * 0.05 * torch.eye(x.shape[1], dtype=torch.float64)
+        return torch.linalg.solve(gram, 2 * x.T @ torch.from_numpy(targets[kept]))[None]
+
+    torch.testing.assert_close(fit.weights, solved(np.arange(80)))
+    for group in ([7], [3, 4, 50]):
+        want = solved(np.setdiff1d(np.arange(80), group)) - fit.weights
+        torch.testing.assert_close(fit.without(group), want, rtol=1e-8, atol=1e-9)
+    rows = torch.tensor([0, 7, 79])
+    ((part, weights),) = fit.refits(rows)
+    assert part == slice(0, 3)
+    for place, row in enumerate(rows.tolist()):
+        want = solved(np.delete(np.arange(80), row))
+        torch.testing.assert_close(weights[place], want, rtol=1e-8, atol=1e-8)
 
 
 def test_the_jackknife_is_the_derivative_of_the_refit() -> None:
