@@ -16,7 +16,7 @@ import torch
 
 from attribution.kept import retraining_names, trained_through
 from attribution.models import ModelLike
-from attribution.outputs import Output, OutputLike, of_examples, output_name, task_of, task_output
+from attribution.outputs import Output, OutputLike, of_models, output_name, task_of, task_output
 from attribution.streams import Purpose, stream
 from attribution.training import Recipe, TrainedModels, predict, train_models
 from attribution.training.jobs import Arrays, checked_masks
@@ -275,13 +275,9 @@ def train_bank(
     else:
         names = retraining_names(model, train, query_inputs, subsets, numbers, training, kind)
         logits = trained_through(Path(folder), names, subsets.sum(axis=1).tolist(), logits_of)
-    targets = torch.as_tensor(query_targets).cpu()
-    targets = targets.float().flatten() if kind == "regression" else targets.long()
-    flat = torch.from_numpy(logits).flatten(0, 1)
-    values = of_examples(kept, flat, targets.repeat(len(logits), *[1] * (targets.ndim - 1)))
     return RetrainBank(
         masks=np.asarray(masks),
-        outputs=values.view(len(logits), -1).numpy(),
+        outputs=of_models(kept, logits, query_targets, task=kind),
         seeds=np.asarray(seeds),
         alpha=None if alpha is None else np.asarray(alpha),
         output=output_name(kept),

@@ -14,6 +14,7 @@ from enum import StrEnum
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -141,6 +142,31 @@ def of_examples_unchecked(output: OutputLike, logits: Tensor, targets: Tensor) -
         return _of_function(output, logits, targets, logits.shape[:-2])
     values = evaluate_unchecked(output, logits, targets.clamp(min=0))
     return torch.where(targets == UNASKED, 0.0, values).sum(-1)
+
+
+def of_models(
+    output: OutputLike, logits: npt.ArrayLike, targets: Any, *, task: str | None = None
+) -> npt.NDArray[np.floating[Any]]:
+    """The output f of each example under each of many models.
+
+    Args:
+        output: As in `of_examples`.
+        logits: Of M models, [M, n, K] or [M, n, T, K].
+        targets: [n] or [n, T].
+        task: By default what the targets' type says.
+
+    Returns:
+        [M, n], in the logits' type.
+
+    Raises:
+        ShapeError: As `evaluate`.
+    """
+    asked = torch.as_tensor(targets).cpu()
+    regression = (task_of(asked) if task is None else Task(task)) is Task.REGRESSION
+    asked = asked.float().flatten() if regression else asked.long()
+    many = torch.from_numpy(np.ascontiguousarray(logits))
+    repeated = asked.repeat(len(many), *[1] * (asked.ndim - 1))
+    return of_examples(output, many.flatten(0, 1), repeated).view(len(many), -1).numpy()
 
 
 def evaluate_unchecked(output: OutputLike, logits: Tensor, targets: Tensor) -> Tensor:

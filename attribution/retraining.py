@@ -18,7 +18,7 @@ from attribution.outputs import (
     FALLING,
     OutputLike,
     Task,
-    of_examples,
+    of_models,
     output_name,
     task_of,
     task_output,
@@ -148,12 +148,8 @@ class Retraining:
 
     def outputs_of(self, logits: npt.NDArray[np.floating]) -> FloatArray:
         """The output of each query from logits [M, n_query, ..., K], float64 [M, n_query]."""
-        targets = torch.as_tensor(self.queries[1]).cpu()
-        targets = targets.float().flatten() if self.kind is Task.REGRESSION else targets.long()
-        flat = torch.from_numpy(np.ascontiguousarray(logits)).flatten(0, 1)
-        repeated = targets.repeat(len(logits), *[1] * (targets.ndim - 1))
-        values = of_examples(self.kept, flat, repeated)
-        return values.view(len(logits), -1).double().numpy()
+        values = of_models(self.kept, logits, self.queries[1], task=self.kind)
+        return values.astype(np.float64)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -218,16 +218,11 @@ def outputs_of(
     plan: Blueprint, logits: NDArray[np.float32], ids: IntArray, output: str
 ) -> NDArray[np.float32]:
     """An output of retrained models on some test rows: float32 [m, len(ids)]."""
-    import torch
-
-    from attribution.outputs import of_examples
+    from attribution.outputs import of_models
 
     places = plan.dataset.positions(ids) - plan.n_train
-    targets = torch.from_numpy(plan.dataset.test.targets[places])
-    chosen = torch.from_numpy(np.ascontiguousarray(logits[:, places]))
-    repeated = targets.repeat(len(chosen), *[1] * (targets.ndim - 1))
-    flat = of_examples(output, chosen.flatten(0, 1), repeated)
-    return flat.reshape(len(chosen), len(places)).numpy()
+    targets, task = plan.dataset.test.targets[places], plan.dataset.facts.task
+    return of_models(output, logits[:, places], targets, task=task)
 
 
 def read_outputs(

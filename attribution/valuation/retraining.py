@@ -15,7 +15,7 @@ from torch import Tensor
 
 from attribution.bank import train_bank_models
 from attribution.models import ModelLike, fresh
-from attribution.outputs import OutputLike, Task, evaluate, output_name, task_of, task_output
+from attribution.outputs import OutputLike, Task, of_models, output_name, task_of, task_output
 from attribution.streams import Purpose, stream
 from attribution.training import Recipe, predict
 from attribution.training.jobs import Arrays, split_state
@@ -80,15 +80,12 @@ def retraining_game(
     kind = Task(task) if task is not None else task_of(torch.as_tensor(train[1]))
     kept = task_output(kind) if output is None else output
     output_name(kept)
-    asked = torch.as_tensor(targets).cpu()
-    asked = asked.float().flatten() if kind is Task.REGRESSION else asked.long()
     numbers = [int(stream(seed, Purpose.SEEDS, repeat).integers(2**62)) for repeat in range(seeds)]
 
     def outputs_of(logits: npt.NDArray[np.float32]) -> FloatArray:
         """Logits [B x seeds, m, K] to outputs [B, m], the seeds averaged."""
-        flat = torch.from_numpy(logits).flatten(0, 1)
-        values = evaluate(kept, flat, asked.repeat(len(logits)))
-        return values.double().view(-1, seeds, len(asked)).mean(dim=1).numpy()
+        values = of_models(kept, logits, targets, task=kind).astype(np.float64)
+        return values.reshape(-1, seeds, len(inputs)).mean(axis=1)
 
     def trained(masks: BoolArray) -> FloatArray:
         _, logits = train_bank_models(
@@ -105,7 +102,7 @@ def retraining_game(
         return outputs_of(logits)
 
     def utility(masks: BoolArray) -> FloatArray:
-        found = np.empty((len(masks), len(asked)))
+        found = np.empty((len(masks), len(inputs)))
         sizes = masks.sum(axis=1)
         if (sizes == 0).any():
             states = untrained(model, numbers)
