@@ -85,7 +85,9 @@ class Transformer(nn.Module):
         """int64 [n, T] to [n, n_outputs], or to [n, T, n_outputs] where it is causal."""
         length = tokens.shape[1]
         places = torch.arange(length, device=tokens.device)
-        states = self.embed(tokens) + self.place(places)
+        # A place for each token of each row: a layer that never sees the batch would cost every
+        # per-example gradient a second pass (2.2 passes in all instead of 1.3).
+        states = self.embed(tokens) + self.place(places.expand_as(tokens))
         seen = (tokens != PADDING)[:, None, None, :]
         # Every place sees itself: a row of attention with nothing to look at would be NaN.
         seen = seen | torch.eye(length, dtype=torch.bool, device=tokens.device)

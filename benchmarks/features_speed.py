@@ -20,41 +20,6 @@ from attribution.models import build
 from attribution.projection import Projection, sketch
 
 
-class Block(nn.Module):
-    """Pre-norm attention and perceptron, both added to their input."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.before, self.between = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-
-    def forward(self, h: Tensor) -> Tensor:
-        """[B, T, width] to the same."""
-        parts = self.qkv(self.before(h)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        mixed = nn.functional.scaled_dot_product_attention(*parts)
-        h = h + self.out(mixed.transpose(1, 2).flatten(2))
-        return h + self.down(nn.functional.gelu(self.up(self.between(h))))
-
-
-class Transformer(nn.Module):
-    """A small encoder over tokens, classified by the mean of its last states."""
-
-    def __init__(
-        self, *, tokens: int = 1000, width: int = 128, depth: int = 4, length: int = 64
-    ) -> None:
-        super().__init__()
-        self.embed, self.place = nn.Embedding(tokens, width), nn.Embedding(length, width)
-        self.blocks = nn.Sequential(*(Block(width, 4) for _ in range(depth)))
-        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 10)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """int64 [B, T] to [B, 10]."""
-        places = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
-        return self.head(self.norm(self.blocks(self.embed(tokens) + self.place(places))).mean(1))
-
-
 @dataclass(frozen=True)
 class Case:
     """A model and a batch of rows for it."""
@@ -69,11 +34,12 @@ def cases(batch: int) -> list[Case]:
     """The four models, each with a million parameters or more."""
     torch.manual_seed(0)
     pictures = torch.randn(batch, 3, 32, 32)
+    transformer = build("transformer", (64,), 10, vocabulary=1000, width=128, depth=4)
     made = [
         ("mlp", build("mlp", (784,), 10, hidden=[768, 512, 256]), torch.randn(batch, 784)),
         ("cnn", build("cnn", (3, 32, 32), 10, channels=[64, 128, 256], hidden=[160]), pictures),
         ("resnet", build("resnet", (3, 32, 32), 10, width=48, blocks=[2, 2, 2]), pictures),
-        ("transformer", Transformer(), torch.randint(1000, (batch, 64))),
+        ("transformer", transformer, torch.randint(1, 1000, (batch, 64))),
     ]
     targets = torch.arange(batch) % 10
     return [Case(name, model, inputs, targets) for name, model, inputs in made]

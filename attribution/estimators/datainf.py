@@ -22,9 +22,9 @@ from torch import Tensor
 
 from attribution.estimators.gradient_products import RowGradients
 from attribution.estimators.request import Clock, Record, Request, open_sink
-from attribution.estimators.tuning import Damping, given_damping, tune_on_bank
+from attribution.estimators.tuning import checked_damping, given_damping, tune_on_bank
 from attribution.outputs import Output
-from schemas.errors import DataError, ShapeError
+from schemas.errors import DataError
 
 BLOCK_ENTRIES = 2**26
 QUERY_BLOCK = 512
@@ -48,11 +48,16 @@ def estimate(
     clock = Clock()
     sides = [_Side(request, number) for number in range(len(request.checkpoints))]
     clock.stop("lengths")
-    chosen = given_damping(damping) or _tune(request, sides)
-    if not 0.0 < chosen.rho < float("inf"):
-        raise ShapeError(
-            f"damping is {chosen.rho}; give a positive number (1 is one mean eigenvalue)"
-        )
+    chosen = given_damping(damping) or tune_on_bank(
+        partial(_predictions, request, sides),
+        request.bank,
+        n_train=len(request.train),
+        n_query=len(request.queries),
+        grid=GRID,
+        aggregate=request.aggregate,
+        default=DEFAULT_RHO,
+    )
+    checked_damping(chosen)
     clock.stop("tune")
     n_query, n_train = len(request.queries), len(request.train)
     target, send = open_sink(request.out, n_query, n_train)
@@ -149,19 +154,6 @@ class _Side:
         """1 / (n lambda), [layers]; 0 for layers without any gradient."""
         damping = self.damping(rho)
         return torch.where(damping > 0, 1.0 / (self._n * damping), torch.zeros_like(damping))
-
-
-def _tune(request: Request, sides: list[_Side]) -> Damping:
-    if request.bank is None:
-        return Damping(rho=DEFAULT_RHO, table=(), chosen_from="default: there is no bank")
-    return tune_on_bank(
-        partial(_predictions, request, sides),
-        request.bank,
-        n_train=len(request.train),
-        n_query=len(request.queries),
-        grid=GRID,
-        aggregate=request.aggregate,
-    )
 
 
 def _predictions(

@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from attribution.estimators.request import Request, open_sink
-from attribution.estimators.tuning import Damping, given_damping, tune_on_bank
-from schemas.errors import ShapeError
+from attribution.estimators.tuning import Damping, checked_damping, given_damping, tune_on_bank
 
 # Gradients that are kept for a second use, and that one block may hold (1 GiB of float32).
 KEPT_ENTRIES = 2**28
@@ -59,23 +58,16 @@ def diagonal_damping(
     Raises:
         ShapeError: It is not above 0, or neither a number nor "auto".
     """
-    chosen = given_damping(damping)
-    if chosen is None and request.bank is None:
-        chosen = Damping(rho=default, table=(), chosen_from="default: there is no bank")
-    if chosen is None:
-        chosen = tune_on_bank(
-            partial(_predictions, request, sides),
-            request.bank,
-            n_train=len(request.train),
-            n_query=len(request.queries),
-            grid=GRID,
-            aggregate=request.aggregate,
-        )
-    if not 0.0 < chosen.rho < float("inf"):
-        raise ShapeError(
-            f"damping is {chosen.rho}; give a positive number (1 is one mean eigenvalue)"
-        )
-    return chosen
+    chosen = given_damping(damping) or tune_on_bank(
+        partial(_predictions, request, sides),
+        request.bank,
+        n_train=len(request.train),
+        n_query=len(request.queries),
+        grid=GRID,
+        aggregate=request.aggregate,
+        default=default,
+    )
+    return checked_damping(chosen)
 
 
 def diagonal_scores(request: Request, sides: Sequence[Side], rho: float) -> NDArray[np.float32]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from attribution.estimators.features import batch_rows
+from attribution.estimators.request import Request
 from attribution.gradients import layout_of
 from attribution.gradients.perexample import private_copy
 from attribution.gradients.plan import register
@@ -73,6 +74,20 @@ class HiddenLayer:
             raise NotFound(f"the model has no module {layer!r}; its modules: {known}")
         self.name = layer if layer is not None else self._last_linear(rows)
         self.module = modules[self.name]
+
+    @classmethod
+    def of(
+        cls, request: Request, state: Mapping[str, Any], *, layer: str | None = None
+    ) -> "HiddenLayer":
+        """The layer of a request's model at one of its checkpoints."""
+        return cls(
+            request.model,
+            state,
+            request.train,
+            layer=layer,
+            device=request.device,
+            dtype=request.dtype,
+        )
 
     def run(self, rows: Rows, batch_size: int | str, *, with_logits: bool = False) -> Hidden:
         """The representation of each row: of several positions [T, d] the mean, of maps all.

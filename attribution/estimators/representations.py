@@ -69,14 +69,7 @@ def estimate_similarity(
     clock = Clock()
     sides, names = [], []
     for state in request.checkpoints:
-        found = HiddenLayer(
-            request.model,
-            state,
-            request.train,
-            layer=layer,
-            device=request.device,
-            dtype=request.dtype,
-        )
+        found = HiddenLayer.of(request, state, layer=layer)
         names.append(found.name)
         sides.append(
             (

@@ -111,14 +111,7 @@ def estimate(
 def _head(
     request: Request, state: Mapping[str, Any], weight_decay: float | None, refit: bool
 ) -> _Head:
-    found = HiddenLayer(
-        request.model,
-        state,
-        request.train,
-        layer=None,
-        device=request.device,
-        dtype=request.dtype,
-    )
+    found = HiddenLayer.of(request, state)
     layer = found.module
     if not isinstance(layer, nn.Linear):
         raise TypeError(f"the last linear layer is a {type(layer).__name__}")

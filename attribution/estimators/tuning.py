@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
+from attribution.statistics import group_means
+from attribution.subsets import mask_groups
 from schemas.errors import ShapeError
 
 GRID: tuple[float, ...] = (0.03, 0.065, 0.14, 0.3, 0.65, 1.4, 3.0, 6.5, 14.0, 30.0)
@@ -56,6 +58,7 @@ def tune_on_bank(
     n_query: int,
     grid: Sequence[float] = GRID,
     aggregate: NDArray[Any] | None = None,
+    default: float = DEFAULT_RHO,
 ) -> Damping:
     """Choose rho by LDS (Park et al. 2023) on bank rows that no report uses.
 
@@ -64,23 +67,25 @@ def tune_on_bank(
 
     Args:
         predict: The estimator: masks [M, n_train] to sums of scores [grid, M, n_query].
-        bank: Retrained models, or None for the default rho = 1.
+        bank: Retrained models, or None for the default.
         n_train: Training rows.
         n_query: Queries.
         grid: Values of rho to try, as `predict` does.
         aggregate: Weights [q]: rank the weighted sum over queries instead of each query (a
             problem about a target set wants the damping of that sum).
+        default: What is taken without a bank.
 
     Raises:
         ShapeError: The bank has other rows or queries, or no rho of the grid has scores.
     """
     if bank is None:
-        return Damping(rho=DEFAULT_RHO, table=(), chosen_from="default: there is no bank")
+        return Damping(rho=default, table=(), chosen_from="default: there is no bank")
     masks, outputs = bank_arrays(bank, n_train, n_query)
     if not grid:
         raise ShapeError("the grid of dampings is empty; give one value or more")
     check_aggregate(aggregate, n_query)
-    masks, outputs = _one_row_a_mask(masks, outputs)
+    group, first = mask_groups(masks)
+    masks, outputs = masks[first], group_means(outputs, group)
     groups = _by_size(masks)
     totals = predict(masks)
     if aggregate is not None:
@@ -122,17 +127,17 @@ def given_damping(damping: float | str) -> Damping | None:
     return Damping(rho=float(damping), table=(), chosen_from="given")
 
 
-def _one_row_a_mask(
-    masks: NDArray[np.bool_], outputs: NDArray[np.float64]
-) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
-    _, first, group = np.unique(
-        np.packbits(masks, axis=1), axis=0, return_index=True, return_inverse=True
-    )
-    group = group.reshape(-1)
-    counts = np.bincount(group)
-    means = np.zeros((len(first), outputs.shape[1]))
-    np.add.at(means, group, outputs)
-    return masks[first], means / counts[:, None]
+def checked_damping(chosen: Damping) -> Damping:
+    """The damping, once it is known to be above 0.
+
+    Raises:
+        ShapeError: It is not.
+    """
+    if not 0.0 < chosen.rho < float("inf"):
+        raise ShapeError(
+            f"damping is {chosen.rho}; give a positive number (1 is one mean eigenvalue)"
+        )
+    return chosen
 
 
 def _by_size(masks: NDArray[np.bool_]) -> list[NDArray[np.intp]]:

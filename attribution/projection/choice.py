@@ -12,8 +12,6 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from torch import nn
-
 from attribution.gradients import GradientBlocks
 from attribution.projection.factored import allocation_of
 from attribution.projection.kinds import Projection, ProjectionKind, fingerprint
@@ -22,10 +20,10 @@ from schemas.errors import ShapeError
 # Adding one gradient entry takes as long as this many operations of a matrix product: 0.35 to 0.45
 # ns, and 100 operations a ns, on one core with AVX-512.
 ADD_OPERATIONS = 40
-# So does forming and adding one entry of a convolution's gradient, row by row from unfolded
-# patches, where a plain backward pass sums the batch: 2.5 to 5 ns on nets of 1.0 and 1.6 million
-# parameters, whose sparse features cost 1.6 to 1.8 passes and factored ones 1.0 to 1.1.
-CONVOLUTION_OPERATIONS = 500
+# So does forming and adding one entry of a gradient that sums several positions (convolutions,
+# tokens), row by row, where a plain backward pass sums the whole batch: 2 to 5 ns on nets of a
+# million parameters, whose sparse features cost 1.5 to 2.3 passes and factored ones 1.0 to 1.2.
+FORM_OPERATIONS = 500
 
 
 def two_sided(blocks: Any, projection: Projection) -> GradientBlocks:
@@ -77,10 +75,6 @@ def _choose(batch: GradientBlocks, dim: int, p: int) -> ProjectionKind:
     if not layers or dim < len(layers) + 1 or p <= dim:
         return ProjectionKind.SPARSE
     passes = sum(6 * layer.size * batch.positions(layer) for layer in layers)
-    convolved = sum(layer.size for layer in layers if _is_convolution(batch, layer.name))
-    spent = ADD_OPERATIONS * (p - convolved) + CONVOLUTION_OPERATIONS * convolved
+    formed = sum(layer.size for layer in layers if batch.positions(layer) > 1)
+    spent = ADD_OPERATIONS * (p - formed) + FORM_OPERATIONS * formed
     return ProjectionKind.SPARSE if spent <= 0.5 * passes else ProjectionKind.FACTORED
-
-
-def _is_convolution(batch: GradientBlocks, name: str) -> bool:
-    return any(isinstance(use.module, nn.modules.conv._ConvNd) for use, _ in batch.uses_of(name))

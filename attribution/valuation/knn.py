@@ -154,14 +154,7 @@ def _blocks(
 def _hidden(request: Request, layer: str | None) -> list[tuple[FloatArray, FloatArray]]:
     pairs = []
     for state in request.checkpoints:
-        hidden = HiddenLayer(
-            request.model,
-            state,
-            request.train,
-            layer=layer,
-            device=request.device,
-            dtype=request.dtype,
-        )
+        hidden = HiddenLayer.of(request, state, layer=layer)
         train, queries = (
             hidden.run(rows, request.batch_size).inputs.double().cpu().numpy()
             for rows in (request.train, request.queries)

@@ -57,9 +57,9 @@ def case(name: str) -> tuple[nn.Module, Tensor]:
     torch.manual_seed(5)
     if name == "words":
         return Words(), torch.randint(9, (N, 4))
-    if name == "long":  # linear layers over 40 positions
-        layers = (nn.Linear(6, 20), nn.Tanh(), nn.Linear(20, 3), nn.Unflatten(1, (1, 40)))
-        return nn.Sequential(*layers, nn.AvgPool2d((40, 1)), nn.Flatten()), torch.randn(N, 40, 6)
+    if name == "long":  # linear layers over 200 positions
+        layers = (nn.Linear(6, 20), nn.Tanh(), nn.Linear(20, 3), nn.Unflatten(1, (1, 200)))
+        return nn.Sequential(*layers, nn.AvgPool2d((200, 1)), nn.Flatten()), torch.randn(N, 200, 6)
     inputs = torch.randn(N, 2, 8, 9)
     if name == "resnet":
         return build("resnet", (2, 8, 9), 3, width=8, blocks=[1]), inputs
