@@ -111,7 +111,7 @@ def _chunk(plan: Blueprint, masks: BoolArray, seeds: IntArray) -> Manifest:
     started = time.monotonic()
     if read:
         path, states = "weights", _stacked(plan, places)
-        logits = _observed(plan, states)
+        logits = observed(plan, states)
     else:
         trained, logits = _trained(plan, masks, seeds)
         path, states = trained.path, trained.states
@@ -178,7 +178,7 @@ def _stacked(plan: Blueprint, places: list[Place]) -> "dict[str, Tensor]":
     return {name: torch.stack([state[name] for state in states]) for name in states[0]}
 
 
-def _observed(plan: Blueprint, states: "dict[str, Tensor]") -> NDArray[np.float32]:
+def observed(plan: Blueprint, states: "dict[str, Tensor]") -> NDArray[np.float32]:
     """Logits of models on every test row [m, n_test, n_outputs]."""
     from attribution.training import predict
 

@@ -115,7 +115,9 @@ class Blueprint:
         facts, path = self.dataset.facts, self.loaded.model_path
         code = recipe_digest(path) if path else ""
         model = self.spec.model
-        return digest_of([model.build, model.options, code, facts.input_shape, facts.classes])
+        parts = [model.build, model.options, code, facts.input_shape, facts.classes]
+        # A text model is as wide as its vocabulary, which its options do not say.
+        return digest_of([*parts, facts.n_tokens] if facts.n_tokens else parts)
 
     @functools.cached_property
     def recipe_digest(self) -> str:
@@ -180,15 +182,19 @@ class Blueprint:
 
     # --- checkpoints ------------------------------------------------------------------------------
 
-    @functools.cached_property
-    def checkpoint_seeds(self) -> tuple[int, ...]:
-        """Training seed of each checkpoint."""
+    def training_seeds(self, count: int) -> tuple[int, ...]:
+        """The first so many training seeds of models of all rows, or of any fixed rows."""
         from attribution.streams import SEED_LIMIT, Purpose, stream
 
         return tuple(
             int(stream(self.spec.seed, Purpose.SEEDS, place).integers(SEED_LIMIT))
-            for place in range(self.spec.train.seeds)
+            for place in range(count)
         )
+
+    @functools.cached_property
+    def checkpoint_seeds(self) -> tuple[int, ...]:
+        """Training seed of each checkpoint."""
+        return self.training_seeds(self.spec.train.seeds)
 
     @functools.cached_property
     def checkpoint_keys(self) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from prefect.cache_policies import NO_CACHE
 from schemas.manifest import Manifest
 from schemas.methods import FALLING
 from schemas.spec import ValueSpec
-from tasks.bank import CHUNK_MODELS, outputs_of, read_logits, retrained
+from tasks.bank import CHUNK_MODELS, observed, outputs_of, read_logits, retrained
 from tasks.blueprint import VERSIONS, Blueprint, IntArray
 from tasks.job import Job, blueprint
 from tasks.players import most_retrainings
@@ -127,8 +127,6 @@ class _Models:
     """
 
     def __init__(self, plan: Blueprint, problem: ValueSpec) -> None:
-        from attribution.streams import SEED_LIMIT, Purpose, stream
-
         self.players = plan.players(problem)
         self.output = problem.worth_for(plan.dataset.facts.task)
         self.repeats = problem.seeds
@@ -136,8 +134,7 @@ class _Models:
         self._plan = plan
         self._targets = plan.sets.ids(problem.targets)
         self._most = most_retrainings(problem, len(self.players))
-        streams = (stream(plan.spec.seed, Purpose.SEEDS, each) for each in range(problem.seeds))
-        self._seeds: IntArray = np.array([each.integers(SEED_LIMIT) for each in streams])
+        self._seeds: IntArray = np.array(plan.training_seeds(problem.seeds))
 
     def worth(self, masks: BoolArray, rows_of: Callable[[BoolArray], BoolArray]) -> FloatArray:
         """What models of coalitions are worth: bool [B, n_players] to [B, 1 + seeds].
@@ -147,7 +144,7 @@ class _Models:
         found = np.empty((len(masks), self.repeats))
         sizes = masks @ self.players.sizes
         if (sizes == 0).any():
-            found[sizes == 0] = self._of_logits(self._untrained())
+            found[sizes == 0] = self._of_logits(self._of_nothing())
         # Models of like size take nearly the same steps, so they are trained side by side.
         order = np.argsort(sizes, kind="stable")[np.count_nonzero(sizes == 0) :]
         step = max(1, CHUNK_MODELS // self.repeats)
@@ -167,15 +164,10 @@ class _Models:
             values[places] = self._of_logits(logits)
         return values.reshape(-1, self.repeats)
 
-    def _untrained(self) -> NDArray[np.float32]:
-        from attribution.training import predict
+    def _of_nothing(self) -> NDArray[np.float32]:
         from attribution.valuation import untrained
 
-        plan = self._plan
-        states = untrained(plan.build_model, self._seeds.tolist())
-        inputs = np.array(plan.dataset.test.inputs)
-        logits = predict(plan.build_model, states, inputs, device=plan.spec.compute.device)
-        return logits.float().numpy()
+        return observed(self._plan, untrained(self._plan.build_model, self._seeds.tolist()))
 
     def _of_logits(self, logits: NDArray[np.float32]) -> FloatArray:
         if self.output == "accuracy":
