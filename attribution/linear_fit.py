@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from attribution.outputs import Task, training_loss
+from attribution.outputs import Task
 from attribution.rows import Rows
 from attribution.training.stacked import Layer, layers_of
 from schemas.errors import DataError, RecipeError, ShapeError, TrainingDiverged
@@ -335,12 +335,6 @@ class LinearFit:
         matrix.diagonal(dim1=1, dim2=2).add_(penalty.repeat(n_outputs))
         step = torch.linalg.pinv(matrix, rtol=FLAT, hermitian=True) @ gradient.flatten(1)[..., None]
         return step[..., 0].unflatten(1, self.shape)
-
-    def losses(self, weights: Tensor) -> Tensor:
-        """The objective at weights [K, d]: one number."""
-        logits = self.features @ weights.T
-        whole = training_loss(self.task, logits, self.targets, "sum")
-        return whole + 0.5 * (weights.square() * self.penalty()).sum()
 
 
 def linear_layer(model: nn.Module, input_shape: torch.Size) -> Layer | None:

@@ -46,11 +46,6 @@ def judge(job: Job, name: str) -> Manifest:
     return manifest
 
 
-def arms_of(plan: Blueprint) -> tuple[str, ...]:
-    """The choice and its rivals, in the order of the retrainings."""
-    return (CHOSEN, *plan.spec.verdict.arms)
-
-
 def verdict_draw(plan: Blueprint) -> tuple[tuple[int, ...], IntArray]:
     """The training seeds that every arm shares, and the suffix of the streams that they are of.
 

@@ -114,12 +114,14 @@ def test_hessian_and_gradient_are_autograds() -> None:
     fit, _ = fit_of(rows, 3, 1.5)
 
     def objective(flat: Tensor) -> Tensor:
-        return fit.losses(flat.view_as(fit.weights))
+        weights = flat.view_as(fit.weights)
+        losses = nn.functional.cross_entropy(fit.features @ weights.T, fit.targets, reduction="sum")
+        return losses + 1.5 / 2 * weights[:, :-1].square().sum()
 
     flat = (fit.weights + 0.1).flatten()
     want = torch.autograd.functional.hessian(objective, flat)
     torch.testing.assert_close(fit.hessian(fit.weights + 0.1), want)
-    slope = fit.slopes(fit.weights + 0.1).T @ fit.features + (fit.weights + 0.1) * fit.ridge
+    slope = fit.slopes(fit.weights + 0.1).T @ fit.features + (fit.weights + 0.1) * fit.penalty()
     want = torch.autograd.functional.jacobian(objective, flat)
     torch.testing.assert_close(slope.flatten(), want)
     assert fit.stationarity() < 1e-8
