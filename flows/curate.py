@@ -10,7 +10,7 @@ from tasks.begin import compute_of, discard, ingest_rows, recording_job
 from tasks.blueprint import STAGES
 from tasks.commit import commit
 from tasks.featurize import featurize_shard, pending_features
-from tasks.job import Job, attribution_names, selection_names, valuation_names
+from tasks.job import Job, attribution_names, decision_names, valuation_names
 from tasks.outbox import send
 from tasks.preflight import open_job
 from tasks.score import evaluate, score
@@ -48,8 +48,8 @@ STEPS: tuple[Callable[[Job], object], ...] = (
     featurize,
     each(score, attribution_names),
     each(evaluate, attribution_names),
-    each(solve, selection_names),
-    each(judge, selection_names),
+    each(solve, decision_names),
+    each(judge, decision_names),
     each(appraise, valuation_names),
     commit,
     send,

@@ -56,7 +56,7 @@ def meaning(loaded: LoadedSpec) -> Iterator[tuple[str, str]]:
         yield f"problem {problem.name}", asked
     for valued in spec.valuations:
         yield f"problem {valued.name}", _valued(valued)
-    if spec.selections:
+    if spec.decisions:
         arms = ", ".join(spec.verdict.arms)
         judged = f"judged on '{spec.verdict.judge_on}'"
         yield "verdict", f"{spec.verdict.seeds} seeds each against {arms}; {judged}"

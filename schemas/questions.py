@@ -110,7 +110,9 @@ class ValueSpec(Frozen):
         return self
 
 
-ProblemSpec = Annotated[SelectSpec | ValueSpec, Field(discriminator="kind")]
+# What is decided from scores; a verdict judges it.
+DecisionSpec = SelectSpec
+ProblemSpec = Annotated[DecisionSpec | ValueSpec, Field(discriminator="kind")]
 
 
 # --- [verdict] ------------------------------------------------------------------------------------

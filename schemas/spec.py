@@ -44,6 +44,7 @@ from schemas.methods import (
 from schemas.projections import ProjectionSpec
 from schemas.questions import (
     WORTHS_OF_TASK,
+    DecisionSpec,
     ProblemSpec,
     Quota,
     SelectSpec,
@@ -132,8 +133,17 @@ class CurationSpec(Frozen):
         return next(a for a in self.attribution if a.name == name)
 
     @property
+    def decisions(self) -> tuple[DecisionSpec, ...]:
+        """The problems that are solved over scores; a verdict judges each."""
+        return tuple(problem for problem in self.problem if not isinstance(problem, ValueSpec))
+
+    def decision_named(self, name: str) -> DecisionSpec:
+        """The problem of that name."""
+        return next(problem for problem in self.decisions if problem.name == name)
+
+    @property
     def selections(self) -> tuple[SelectSpec, ...]:
-        """The problems that choose rows; a verdict judges each."""
+        """The problems that choose rows to train on."""
         return tuple(problem for problem in self.problem if isinstance(problem, SelectSpec))
 
     @property
@@ -349,6 +359,7 @@ __all__ = [
     "CurationSpec",
     "DataSpec",
     "DatamodelSpec",
+    "DecisionSpec",
     "EkfacSpec",
     "EmpiricalInfluenceSpec",
     "GradCosSpec",

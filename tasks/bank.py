@@ -225,6 +225,13 @@ def outputs_of(
     return of_models(output, logits[:, places], targets, task=task)
 
 
+def accuracy_of(plan: Blueprint, logits: NDArray[np.float32], ids: IntArray) -> NDArray[np.float64]:
+    """Share of some test rows that models classify rightly, [m]."""
+    places = plan.dataset.positions(ids) - plan.n_train
+    hits = logits[:, places].argmax(axis=-1) == plan.dataset.test.targets[places]
+    return hits.mean(axis=1)
+
+
 def read_outputs(
     plan: Blueprint, names: Sequence[str], ids: IntArray, output: str
 ) -> NDArray[np.float32]:

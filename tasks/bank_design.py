@@ -30,7 +30,7 @@ from tasks.bank_extension import (
 )
 from tasks.blueprint import Blueprint
 from tasks.score import calibrating_bank
-from tasks.solve import calibrated
+from tasks.surrogate import calibrated
 
 if TYPE_CHECKING:
     from attribution.bank import RetrainBank
@@ -135,7 +135,7 @@ def _receipt_key(record: Manifest) -> str:
 
 def _aim(plan: Blueprint) -> tuple[AttributionSpec, str]:
     """Whose predictions are to become surer: those of an attribution, for a set of test rows."""
-    for problem in plan.spec.selections:
+    for problem in plan.spec.decisions:
         return plan.spec.attribution_named(problem.uses), problem.targets
     for attribution in plan.spec.attribution:
         if not plan.fitted_share(attribution):

@@ -21,9 +21,9 @@ from schemas.manifest import Manifest
 from schemas.recipe import TEXT_MODELS
 from schemas.spec import (
     AttributionSpec,
+    DecisionSpec,
     LoadedSpec,
     RunMethodSpec,
-    SelectSpec,
     TrakSpec,
     ValueSpec,
 )
@@ -266,7 +266,7 @@ class Blueprint:
         """The share of the bank's calibrating subsets that an attribution is fitted to."""
         if not attribution.bank_only:
             return 0.0
-        used = any(problem.uses == attribution.name for problem in self.spec.selections)
+        used = any(problem.uses == attribution.name for problem in self.spec.decisions)
         return FITTED_SHARE if used else 1.0
 
     # --- the retrain bank -------------------------------------------------------------------------
@@ -380,14 +380,14 @@ class Blueprint:
         rows = self.bank.ids_of(self.bank.rows("evaluate"))
         return scores and artifact_key("lds", VERSIONS["lds"], scores, rows)
 
-    def solution_key(self, problem: SelectSpec) -> str | None:
+    def solution_key(self, problem: DecisionSpec) -> str | None:
         """Key of a problem's solution."""
         scores = self.scores_key(self.spec.attribution_named(problem.uses))
         sets = [self.sets.ids(problem.targets), self.sets.ids(self.spec.verdict.judge_on)]
         aims = [ids.tolist() for ids in sets]
         return scores and artifact_key("solution", VERSIONS["solution"], problem, scores, aims)
 
-    def verdict_key(self, problem: SelectSpec) -> str | None:
+    def verdict_key(self, problem: DecisionSpec) -> str | None:
         """Key of the retrainings that judge a solution."""
         solution = self.solution_key(problem)
         parts = (solution, self.spec.verdict, self.test_digest, self.spec.seed)
@@ -420,7 +420,7 @@ class Blueprint:
         """Digest of everything that a run commits, or None while something cannot be named."""
         parts = [
             *(self.lds_key(attribution) for attribution in self.spec.attribution),
-            *(self.verdict_key(problem) for problem in self.spec.selections),
+            *(self.verdict_key(problem) for problem in self.spec.decisions),
             *(self.values_key(problem) for problem in self.spec.valuations),
         ]
         if None in parts:
@@ -462,9 +462,9 @@ class Blueprint:
             case "lds":
                 return [self.lds_key(attribution) for attribution in spec.attribution]
             case "solution":
-                return [self.solution_key(problem) for problem in spec.selections]
+                return [self.solution_key(problem) for problem in spec.decisions]
             case "verdict":
-                return [self.verdict_key(problem) for problem in spec.selections]
+                return [self.verdict_key(problem) for problem in spec.decisions]
             case "values":
                 return [self.values_key(problem) for problem in spec.valuations]
             case "run":

@@ -19,7 +19,7 @@ from prefect.cache_policies import NO_CACHE
 
 from schemas.frames import FRAMES
 from schemas.manifest import Manifest
-from schemas.spec import AttributionSpec, SelectSpec, ValueSpec
+from schemas.spec import AttributionSpec, DecisionSpec, ValueSpec
 from store.publish import publish
 from store.segments import kept_per_query, write_segment
 from store.writer import RunBundle, commit_run
@@ -28,11 +28,11 @@ from tasks.bank_extension import load_rows
 from tasks.bank_plan import CALIBRATE, EVALUATE
 from tasks.blueprint import VERSIONS, Blueprint
 from tasks.job import Job, blueprint
+from tasks.problems.shape import CHOICE_FILE, UTILITY_FILE
 from tasks.progress import advance
 from tasks.reporting.findings import arm_of
 from tasks.reporting.judgement import verdict_sentence
 from tasks.score import EFFECTS_FILE, SELF_FILE, load_scores
-from tasks.solve import CHOICE_FILE, UTILITY_FILE
 from tasks.value import ERRORS_FILE, VALUES_FILE
 
 STAGE = "run"
@@ -80,7 +80,7 @@ def tables(plan: Blueprint, started: datetime) -> dict[str, pl.DataFrame]:
     for attribution in plan.spec.attribution:
         _add_attribution(plan, attribution, rows)
     _add_bank(plan, rows)
-    for problem in plan.spec.selections:
+    for problem in plan.spec.decisions:
         _add_problem(plan, problem, rows)
     for valuation in plan.spec.valuations:
         _add_valuation(plan, valuation, rows)
@@ -118,7 +118,7 @@ def attribution_id(plan: Blueprint, attribution: AttributionSpec) -> str:
     return f"{attribution.name}-{(plan.scores_key(attribution) or '')[:12]}"
 
 
-def solution_id(plan: Blueprint, problem: SelectSpec) -> str:
+def solution_id(plan: Blueprint, problem: DecisionSpec) -> str:
     """Name of a solution in the ledger."""
     return f"{problem.name}-{(plan.solution_key(problem) or '')[:12]}"
 
@@ -197,7 +197,7 @@ def _add_outputs(plan: Blueprint, names: list[str], output: str, rows: Rows) -> 
         ]
 
 
-def _add_problem(plan: Blueprint, problem: SelectSpec, rows: Rows) -> None:
+def _add_problem(plan: Blueprint, problem: DecisionSpec, rows: Rows) -> None:
     solution = plan.sealed("solution", plan.solution_key(problem))
     facts: Any = solution.facts
     folder = plan.artifacts.folder(solution)
@@ -236,7 +236,7 @@ def _add_problem(plan: Blueprint, problem: SelectSpec, rows: Rows) -> None:
     _add_verdict(plan, problem, own, rows)
 
 
-def _add_verdict(plan: Blueprint, problem: SelectSpec, own: dict[str, Any], rows: Rows) -> None:
+def _add_verdict(plan: Blueprint, problem: DecisionSpec, own: dict[str, Any], rows: Rows) -> None:
     verdict = plan.sealed("verdict", plan.verdict_key(problem))
     facts: Any = verdict.facts
     arms = [

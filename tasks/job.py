@@ -32,9 +32,9 @@ def attribution_names(job: Job) -> list[str]:
     return [attribution.name for attribution in blueprint(job).spec.attribution]
 
 
-def selection_names(job: Job) -> list[str]:
-    """Names of a job's problems that choose rows, in the order of its spec."""
-    return [problem.name for problem in blueprint(job).spec.selections]
+def decision_names(job: Job) -> list[str]:
+    """Names of a job's problems that a verdict judges, in the order of its spec."""
+    return [problem.name for problem in blueprint(job).spec.decisions]
 
 
 def valuation_names(job: Job) -> list[str]:

@@ -14,15 +14,16 @@ from prefect.runtime import flow_run
 
 from schemas.manifest import Manifest
 from tasks.bank import open_bank
+from tasks.bank_extension import MASKS_FILE
 from tasks.blueprint import VERSIONS, Blueprint
 from tasks.job import Job, blueprint
+from tasks.problems.shape import CHOICE_FILE, UTILITY_FILE
 from tasks.progress import advance
 from tasks.reporting import figures
 from tasks.reporting.bakeoff import Contender, bake_off
 from tasks.reporting.tracking import log_run
 from tasks.score import PER_QUERY_FILE
-from tasks.solve import CHOICE_FILE, UTILITY_FILE, surrogate_of
-from tasks.verdict import MASKS_FILE
+from tasks.surrogate import surrogate_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -10,17 +10,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.errors import InfeasibleProblem, NotFound, RecipeError, ShapeError
-from schemas.frozen import either, nearest
+from schemas.errors import RecipeError, ShapeError
+from schemas.frozen import either
 from schemas.methods import OUTPUTS_OF_TASK
 from schemas.questions import WORTHS_OF_TASK
-from schemas.spec import AttributionSpec, SelectSpec, ValueSpec, load_spec
+from schemas.spec import AttributionSpec, ValueSpec, load_spec
 from store.workspace import Workspace, open_workspace
 from tasks.blueprint import Blueprint
 from tasks.ingest import ingest
 from tasks.intake.checkpoints import read_checkpoint
 from tasks.job import Job, blueprint
 from tasks.players import most_retrainings
+from tasks.problems import KINDS
 
 # Subsets that a method without checkpoints can be fitted to, though not well. A problem that uses
 # it takes some of them away.
@@ -58,8 +59,8 @@ def preflight(job: Job) -> Job:
     model = plan.build_model()
     for path in plan.loaded.checkpoint_paths:
         read_checkpoint(path, model)
-    for problem in plan.spec.selections:
-        check_problem(plan, problem)
+    for problem in plan.spec.decisions:
+        KINDS[problem.kind].check(plan, problem)
     for valuation in plan.spec.valuations:
         check_valuation(plan, valuation)
     for attribution in plan.spec.attribution:
@@ -109,27 +110,6 @@ def torch_rows(values: NDArray[Any]) -> "Tensor":
     return torch.from_numpy(np.array(values))
 
 
-def check_problem(plan: Blueprint, problem: SelectSpec) -> None:
-    """Refuse what no choice of rows can satisfy, and objectives that are none.
-
-    Raises:
-        InfeasibleProblem: The size, the quotas or the output make no sense for these rows.
-        NotFound: A quota names no class of the data.
-    """
-    from optimize.problem import Selection
-
-    attribution = plan.spec.attribution_named(problem.uses)
-    if plan.output(attribution) == "prediction":
-        raise InfeasibleProblem(
-            f"problem '{problem.name}': attribution '{problem.uses}' explains the prediction, and "
-            "a higher prediction is not a better one; give it output = 'squared_error'"
-        )
-    try:
-        Selection(utility=np.zeros(plan.n_train), **selection_bounds(plan, problem))
-    except InfeasibleProblem as error:
-        raise InfeasibleProblem(f"problem '{problem.name}': {error}") from None
-
-
 def check_valuation(plan: Blueprint, problem: ValueSpec) -> None:
     """Refuse sources and outputs that the data does not have, and what would take for ever.
 
@@ -155,20 +135,3 @@ def check_valuation(plan: Blueprint, problem: ValueSpec) -> None:
             f"problem '{problem.name}': {len(players):,} {who} could take {most:,} retrainings; "
             f"give {fewer}, method = 'leave_one_out', or a max_retrainings that allows them"
         )
-
-
-def selection_bounds(plan: Blueprint, problem: SelectSpec) -> dict[str, Any]:
-    """Size and quotas of a problem, by class index, as the solver takes them."""
-    classes = plan.dataset.classes
-    for name in problem.quotas:
-        if name not in classes:
-            hint = nearest(name, classes) or "; the classes are " + ", ".join(classes)
-            raise NotFound(f"problem '{problem.name}': there is no class '{name}'{hint}")
-    quotas = {classes.index(name): quota for name, quota in problem.quotas.items()}
-    return {
-        "size": problem.rows(plan.n_train),
-        "groups": plan.dataset.train.targets if classes else None,
-        "minimum": {group: q.min for group, q in quotas.items() if q.min is not None},
-        "maximum": {group: q.max for group, q in quotas.items() if q.max is not None},
-        "names": dict(enumerate(classes)),
-    }

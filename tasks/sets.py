@@ -74,14 +74,14 @@ class ExampleSets:
     def _used(self) -> Iterator[str]:
         if "queries" in self._spec.sets:
             yield "queries"
-        for problem in self._spec.selections:
+        for problem in self._spec.decisions:
             yield problem.targets
-        if self._spec.selections or "queries" not in self._spec.sets:
+        if self._spec.decisions or "queries" not in self._spec.sets:
             yield self._spec.verdict.judge_on
 
     def _refuse_overlap(self) -> None:
         judged = self._spec.verdict.judge_on
-        for problem in self._spec.selections:
+        for problem in self._spec.decisions:
             shared = np.intersect1d(self.ids(problem.targets), self.ids(judged))
             if len(shared):
                 raise QueryError(

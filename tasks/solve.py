@@ -1,131 +1,22 @@
-"""Solutions: a problem written in model outputs, with the surrogate in their place, solved.
+"""Solutions: a problem written in model outputs, with the surrogate in their place, solved."""
 
-The utility of a row is its posterior effect on the mean output over the targets: each target's
-scores, corrected by the retrained models of the bank's calibration half, then averaged. Damping
-chosen for the mean alone, one output per retraining, was noisier: on the digits example it found
-112 of 126 wrong labels where the damping of 200 single outputs found 114.
-"""
-
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-from numpy.typing import NDArray
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from schemas.manifest import Manifest
-from schemas.methods import FALLING
-from schemas.spec import AttributionSpec, SelectSpec
-from tasks.blueprint import VERSIONS, Blueprint
 from tasks.job import Job, blueprint
-from tasks.preflight import check_problem, selection_bounds
+from tasks.problems import KINDS
+from tasks.problems.shape import SOLUTION
 from tasks.progress import advance
-from tasks.score import calibrating_bank, load_scores
-
-if TYPE_CHECKING:
-    from optimize.averaged import MeanDatamodel
-    from optimize.datamodel import LinearDatamodel
-
-STAGE = "solution"
-CHOICE_FILE, UTILITY_FILE = "choice.npy", "utility.npy"
-# Standard deviations; a bank of a few hundred subsets reaches three.
-FAR = 3.0
 
 
 @task(name="solve", cache_policy=NO_CACHE)
 def solve(job: Job, name: str) -> Manifest:
-    """Choose the rows that raise the mean output over the targets most."""
+    """Answer a problem, and predict with an interval what its answer will do."""
     plan = blueprint(job)
-    problem = next(problem for problem in plan.spec.selections if problem.name == name)
+    problem = plan.spec.decision_named(name)
     key = plan.solution_key(problem) or ""
-    manifest = plan.artifacts.find(STAGE, key) or _solve(plan, problem, key)
-    advance(STAGE, plan.count_done(STAGE, key), len(plan.spec.selections))
+    sealed = plan.artifacts.find(SOLUTION, key)
+    manifest = sealed or KINDS[problem.kind].solve(plan, problem, key)
+    advance(SOLUTION, plan.count_done(SOLUTION, key), len(plan.spec.decisions))
     return manifest
-
-
-def _solve(plan: Blueprint, problem: SelectSpec, key: str) -> Manifest:
-    from optimize.select import select
-
-    check_problem(plan, problem)
-    output = plan.output(plan.spec.attribution_named(problem.uses))
-    surrogate = surrogate_of(plan, problem, problem.targets)
-    utility = (-1.0 if output in FALLING else 1.0) * surrogate.weights[0]
-    solution = select(utility, **selection_bounds(plan, problem))
-    judge = surrogate_of(plan, problem, plan.spec.verdict.judge_on)
-    warning = _extrapolation(plan, judge.weights[0], solution.choice)
-    inputs = {"scores": plan.scores_key(plan.spec.attribution_named(problem.uses)) or ""}
-    with plan.artifacts.seal(STAGE, key, version=VERSIONS[STAGE], inputs=inputs) as draft:
-        np.save(draft.path / CHOICE_FILE, solution.choice)
-        np.save(draft.path / UTILITY_FILE, utility)
-        draft.facts |= {
-            "status": str(solution.status),
-            "size": solution.size,
-            "value": solution.value,
-            "bound": solution.bound,
-            "gap": solution.gap,
-            "prices": dict(solution.prices),
-            "sentence": f"{solution.sentence}{warning}",
-            "output": output,
-            "surrogate": _finite(surrogate.diagnostics()),
-            "predicted": predicted_change(plan, judge, solution.choice[None]),
-        }
-    return draft.manifest
-
-
-def _finite(numbers: dict[str, float]) -> dict[str, Any]:
-    """Numbers as JSON has them: an infinite ratio, the prior alone, is null."""
-    return {name: value if np.isfinite(value) else None for name, value in numbers.items()}
-
-
-def _extrapolation(plan: Blueprint, effects: NDArray[np.float64], choice: NDArray[np.bool_]) -> str:
-    """A sentence where the choice is unlike every subset that the surrogate was fitted to.
-
-    Measured by how far its predicted output lies from that of random rows, in standard deviations
-    of the predictions over the bank. Beyond the bank effects need not add up: without the wrong
-    labels of the digits example the mean margin rises twice as far as any line through random
-    subsets says, the true labels given.
-    """
-    bank = plan.bank.masks[plan.bank.rows("calibrate")]
-    centred = effects - effects.mean()
-    usual = float((bank @ centred).std())
-    distance = abs(float(centred[choice].sum())) / usual if usual else 0.0
-    if distance <= FAR:
-        return ""
-    return (
-        f" It lies {distance:.0f} standard deviations from a random choice, where the bank has no "
-        "subset: its predicted change is an extrapolation."
-    )
-
-
-def surrogate_of(plan: Blueprint, problem: SelectSpec, rows: str) -> "MeanDatamodel":
-    """The calibrated surrogate of the mean output over a set of test rows.
-
-    Args:
-        plan: The blueprint.
-        problem: Whose attribution is the prior.
-        rows: Name of the set.
-    """
-    return calibrated(plan, plan.spec.attribution_named(problem.uses), rows).averaged()
-
-
-def calibrated(plan: Blueprint, attribution: AttributionSpec, rows: str) -> "LinearDatamodel":
-    """The calibrated surrogate of each output over a set of test rows."""
-    from optimize.surrogate import calibrate
-
-    scores = load_scores(plan, attribution)[plan.sets.places(rows)]
-    return calibrate(scores, calibrating_bank(plan, attribution, plan.sets.ids(rows)))
-
-
-def predicted_change(
-    plan: Blueprint, surrogate: "MeanDatamodel", masks: NDArray[np.bool_]
-) -> list[float | None]:
-    """Mean predicted change from all rows to some subsets, with its 95 % interval.
-
-    It is the change of a mean over as many retrainings a side as the verdict has.
-
-    Bounds are None where the bank cannot tell: it has one subset size, and the subsets another.
-    """
-    mean, sd = surrogate.predict_change(np.ones_like(masks), masks, seeds=plan.spec.verdict.seeds)
-    low, high = surrogate.interval(mean, sd, confidence=0.95)
-    means = (float(np.mean(part)) for part in (mean, low, high))
-    return [value if np.isfinite(value) else None for value in means]

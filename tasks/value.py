@@ -19,13 +19,12 @@ from prefect.cache_policies import NO_CACHE
 from schemas.manifest import Manifest
 from schemas.methods import FALLING
 from schemas.spec import ValueSpec
-from tasks.bank import CHUNK_MODELS, observed, outputs_of, read_logits, retrained
+from tasks.bank import CHUNK_MODELS, accuracy_of, observed, outputs_of, read_logits, retrained
 from tasks.blueprint import VERSIONS, Blueprint, IntArray
 from tasks.job import Job, blueprint
 from tasks.players import most_retrainings
 from tasks.preflight import check_valuation
 from tasks.progress import advance
-from tasks.verdict import accuracy_of
 
 if TYPE_CHECKING:
     from attribution.valuation import Values

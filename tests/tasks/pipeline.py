@@ -5,7 +5,7 @@ from pathlib import Path
 from tasks.bank import extend_bank, pending_chunks
 from tasks.commit import commit
 from tasks.featurize import featurize_shard, pending_features
-from tasks.job import Job, attribution_names, blueprint, selection_names, valuation_names
+from tasks.job import Job, attribution_names, blueprint, decision_names, valuation_names
 from tasks.preflight import open_job, preflight
 from tasks.score import evaluate, score
 from tasks.solve import solve
@@ -25,8 +25,8 @@ def run_stages(spec: Path, workspace: Path, *, until: str = "run") -> Job:
         "features": lambda: _featurize(job),
         "scores": lambda: [score.fn(job, name) for name in attribution_names(job)],
         "lds": lambda: [evaluate.fn(job, name) for name in attribution_names(job)],
-        "solution": lambda: [solve.fn(job, name) for name in selection_names(job)],
-        "verdict": lambda: [judge.fn(job, name) for name in selection_names(job)],
+        "solution": lambda: [solve.fn(job, name) for name in decision_names(job)],
+        "verdict": lambda: [judge.fn(job, name) for name in decision_names(job)],
         "values": lambda: [appraise.fn(job, name) for name in valuation_names(job)],
         "run": lambda: commit.fn(job),
     }

@@ -1,0 +1,190 @@
+"""Selection: which rows to train on, and the retraining of the choice beside its rivals.
+
+Every arm is retrained with the same training seeds; a random arm draws another subset for each.
+Intervals are over retrainings, for the judging rows at hand.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from schemas.errors import InfeasibleProblem, NotFound
+from schemas.frozen import nearest
+from schemas.manifest import Manifest
+from schemas.methods import FALLING
+from schemas.spec import SelectSpec
+from tasks.bank import accuracy_of, logits_of, outputs_of, retrained
+from tasks.bank_extension import MASKS_FILE, SEEDS_FILE
+from tasks.blueprint import VERSIONS, Blueprint
+from tasks.problems.shape import (
+    ALL,
+    CHOICE_FILE,
+    CHOSEN,
+    SOLUTION,
+    UTILITY_FILE,
+    VERDICT,
+    arm_seeds,
+)
+from tasks.surrogate import extrapolation, finite, predicted_change, surrogate_of
+
+if TYPE_CHECKING:
+    from optimize.averaged import MeanDatamodel
+
+BoolArray = NDArray[np.bool_]
+
+
+def check(plan: Blueprint, problem: SelectSpec) -> None:
+    """Refuse what no choice of rows can satisfy, and objectives that are none.
+
+    Raises:
+        InfeasibleProblem: The size, the quotas or the output make no sense for these rows.
+        NotFound: A quota names no class of the data.
+    """
+    from optimize.problem import Selection
+
+    attribution = plan.spec.attribution_named(problem.uses)
+    if plan.output(attribution) == "prediction":
+        raise InfeasibleProblem(
+            f"problem '{problem.name}': attribution '{problem.uses}' explains the prediction, and "
+            "a higher prediction is not a better one; give it output = 'squared_error'"
+        )
+    try:
+        Selection(utility=np.zeros(plan.n_train), **_bounds(plan, problem))
+    except InfeasibleProblem as error:
+        raise InfeasibleProblem(f"problem '{problem.name}': {error}") from None
+
+
+def solve(plan: Blueprint, problem: SelectSpec, key: str) -> Manifest:
+    """Choose the rows that raise the mean output over the targets most."""
+    from optimize.select import select
+
+    check(plan, problem)
+    output = plan.output(plan.spec.attribution_named(problem.uses))
+    surrogate = surrogate_of(plan, problem, problem.targets)
+    utility = (-1.0 if output in FALLING else 1.0) * surrogate.weights[0]
+    solution = select(utility, **_bounds(plan, problem))
+    judge = surrogate_of(plan, problem, plan.spec.verdict.judge_on)
+    warning = extrapolation(plan, judge.weights[0], solution.choice)
+    inputs = {"scores": plan.scores_key(plan.spec.attribution_named(problem.uses)) or ""}
+    with plan.artifacts.seal(SOLUTION, key, version=VERSIONS[SOLUTION], inputs=inputs) as draft:
+        np.save(draft.path / CHOICE_FILE, solution.choice)
+        np.save(draft.path / UTILITY_FILE, utility)
+        draft.facts |= {
+            "status": str(solution.status),
+            "size": solution.size,
+            "value": solution.value,
+            "bound": solution.bound,
+            "gap": solution.gap,
+            "prices": dict(solution.prices),
+            "sentence": f"{solution.sentence}{warning}",
+            "output": output,
+            "surrogate": finite(surrogate.diagnostics()),
+            "predicted": predicted_change(plan, judge, solution.choice[None]),
+        }
+    return draft.manifest
+
+
+def judge(plan: Blueprint, problem: SelectSpec, key: str) -> Manifest:
+    """Retrain on the choice and on its rivals, and compare."""
+    solution = plan.sealed("solution", plan.solution_key(problem))
+    folder = plan.artifacts.folder(solution)
+    suffix, drawn = arm_seeds(plan)
+    masks = _masks(plan, np.load(folder / CHOICE_FILE), suffix)
+    stacked, seeds = np.concatenate(list(masks.values())), np.tile(drawn, len(masks))
+    names = retrained(plan, stacked, seeds)
+    logits = logits_of(plan, names)
+    output = str(solution.facts["output"])
+    surrogate = surrogate_of(plan, problem, plan.spec.verdict.judge_on)
+    arms = compare(plan, masks, logits, surrogate, output)
+    inputs = {"solution": solution.key, "trained_by": plan.trained_by}
+    with plan.artifacts.seal(VERDICT, key, version=VERSIONS[VERDICT], inputs=inputs) as draft:
+        np.save(draft.path / MASKS_FILE, stacked)
+        np.save(draft.path / SEEDS_FILE, seeds)
+        draft.facts |= {
+            "arms": arms,
+            "output": output,
+            "retrainings": names,
+            "origins": [f"{VERDICT}:{arm}" for arm in masks for _ in drawn],
+        }
+    return draft.manifest
+
+
+def _masks(plan: Blueprint, choice: BoolArray, suffix: tuple[int, ...]) -> dict[str, BoolArray]:
+    """Subsets of each arm: bool [seeds, n_train]."""
+    from attribution.streams import Purpose, stream
+    from optimize.select import balanced_subset, random_subset
+
+    size, repeats = int(choice.sum()), plan.spec.verdict.seeds
+    labels = plan.dataset.train.targets
+    masks = {CHOSEN: np.tile(choice, (repeats, 1))}
+    for arm in plan.spec.verdict.arms:
+        keys = ((arm == "balanced", repeat, *suffix) for repeat in range(repeats))
+        draws = [stream(plan.spec.seed, Purpose.ARMS, *key) for key in keys]
+        if arm == ALL:
+            masks[arm] = np.ones((repeats, len(choice)), dtype=bool)
+        elif arm == "random":
+            masks[arm] = np.stack([random_subset(len(choice), size, draw) for draw in draws])
+        else:
+            masks[arm] = np.stack([balanced_subset(labels, size, draw) for draw in draws])
+    return masks
+
+
+def compare(
+    plan: Blueprint,
+    masks: dict[str, BoolArray],
+    logits: NDArray[np.float32],
+    surrogate: "MeanDatamodel",
+    output: str,
+) -> list[dict[str, Any]]:
+    """What each arm did, against all rows and against the choice; one record an arm."""
+    from attribution.evaluate import mean_interval, welch_interval
+
+    judged = plan.sets.ids(plan.spec.verdict.judge_on)
+    repeats = plan.spec.verdict.seeds
+    values = outputs_of(plan, logits, judged, output).mean(axis=1).reshape(-1, repeats)
+    quality = accuracy_of(plan, logits, judged) if plan.dataset.classes else None
+    # A better model has more of what is compared: accuracy, or less error.
+    better = quality if quality is not None else (-1 if output in FALLING else 1) * values.ravel()
+    better = better.reshape(-1, repeats)
+    place = {arm: row for row, arm in enumerate(masks)}
+    records = []
+    for arm, row in place.items():
+        same = arm in (ALL, CHOSEN)
+        unchanged = arm == ALL
+        records.append(
+            {
+                "arm": arm,
+                "n_rows": int(masks[arm][0].sum()),
+                "seeds": repeats,
+                "accuracy": None if quality is None else list(mean_interval(better[row])),
+                "value": list(mean_interval(values[row])),
+                "predicted_change": None
+                if unchanged
+                else predicted_change(plan, surrogate, masks[arm][:1] if same else masks[arm]),
+                "observed_change": None
+                if unchanged
+                else list(welch_interval(values[row], values[place[ALL]])),
+                "advantage": None
+                if arm == CHOSEN
+                else list(welch_interval(better[place[CHOSEN]], better[row])),
+            }
+        )
+    return records
+
+
+def _bounds(plan: Blueprint, problem: SelectSpec) -> dict[str, Any]:
+    """Size and quotas of a problem, by class index, as the solver takes them."""
+    classes = plan.dataset.classes
+    for name in problem.quotas:
+        if name not in classes:
+            hint = nearest(name, classes) or "; the classes are " + ", ".join(classes)
+            raise NotFound(f"problem '{problem.name}': there is no class '{name}'{hint}")
+    quotas = {classes.index(name): quota for name, quota in problem.quotas.items()}
+    return {
+        "size": problem.rows(plan.n_train),
+        "groups": plan.dataset.train.targets if classes else None,
+        "minimum": {group: q.min for group, q in quotas.items() if q.min is not None},
+        "maximum": {group: q.max for group, q in quotas.items() if q.max is not None},
+        "names": dict(enumerate(classes)),
+    }
