@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from attribution.kept import retraining_names, trained_through
 from attribution.models import ModelLike
 from attribution.outputs import Output, OutputLike, of_models, output_name, task_of, task_output
+from attribution.rows import Rows, Source
 from attribution.streams import Purpose, stream
 from attribution.training import Recipe, TrainedModels, predict, train_models
-from attribution.training.jobs import Arrays, checked_masks
+from attribution.training.jobs import checked_masks
 from schemas.errors import ShapeError
 
 IndexArray = npt.NDArray[np.intp]
@@ -213,9 +213,9 @@ def draw_masks(
 
 def train_bank(
     model: ModelLike,
-    train: Arrays,
+    train: Source,
     *,
-    queries: Arrays,
+    queries: Source,
     masks: npt.ArrayLike,
     seeds: Sequence[int] | npt.NDArray[np.integer[Any]],
     training: Recipe,
@@ -230,8 +230,8 @@ def train_bank(
 
     Args:
         model: A module (re-initialised) or a factory.
-        train: Inputs [n, ...] and targets [n].
-        queries: Inputs [n_query, ...] and targets [n_query].
+        train: As `attribution.training.train_models`.
+        queries: The same for the queries.
         masks: bool [M, n].
         seeds: [M].
         training: The recipe.
@@ -248,21 +248,20 @@ def train_bank(
         TrainingDiverged: A loss became NaN or infinite.
         CheckpointError: A file of the folder cannot be read.
     """
-    query_inputs, query_targets = queries
-    kind = task_of(train[1]) if task is None else task
+    rows = Rows(train, "train").whole()
+    query_inputs, query_targets = Rows(queries, "queries").whole()
+    kind = task_of(rows[1]) if task is None else task
     kept = task_output(kind) if output is None else output
     output_name(kept)
-    if len(query_inputs) != len(query_targets):
-        raise ShapeError(f"{len(query_inputs)} query inputs and {len(query_targets)} targets")
-    subsets, numbers = checked_masks(masks, seeds, len(train[0]))
+    subsets, numbers = checked_masks(masks, seeds, len(rows[1]))
 
-    def logits_of(rows: Sequence[int]) -> npt.NDArray[np.float32]:
+    def logits_of(places: Sequence[int]) -> npt.NDArray[np.float32]:
         _, found = train_bank_models(
             model,
-            train,
+            rows,
             eval_inputs=query_inputs,
-            masks=subsets[rows],
-            seeds=[numbers[row] for row in rows],
+            masks=subsets[places],
+            seeds=[numbers[place] for place in places],
             training=training,
             task=kind,
             device=device,
@@ -273,7 +272,7 @@ def train_bank(
     if folder is None:
         logits = logits_of(range(len(subsets)))
     else:
-        names = retraining_names(model, train, query_inputs, subsets, numbers, training, kind)
+        names = retraining_names(model, rows, query_inputs, subsets, numbers, training, kind)
         logits = trained_through(Path(folder), names, subsets.sum(axis=1).tolist(), logits_of)
     return RetrainBank(
         masks=np.asarray(masks),
@@ -286,9 +285,9 @@ def train_bank(
 
 def train_bank_models(
     model: ModelLike,
-    train: Arrays,
+    train: Source,
     *,
-    eval_inputs: npt.NDArray[Any] | torch.Tensor,
+    eval_inputs: Any,
     masks: npt.ArrayLike,
     seeds: Sequence[int] | npt.NDArray[np.integer[Any]],
     training: Recipe,

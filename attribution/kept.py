@@ -7,17 +7,16 @@ were trained together, as safetensors; it appears whole or not at all.
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from attribution.models import ModelLike, fresh
+from attribution.rows import Inputs, take
 from attribution.training import Recipe
-from attribution.training.jobs import Arrays
 from schemas.errors import CheckpointError
 
 # Models trained together: what an interruption can lose.
@@ -29,8 +28,8 @@ FloatArray = npt.NDArray[np.float32]
 
 def retraining_names(
     model: ModelLike,
-    train: Arrays,
-    eval_inputs: npt.NDArray[Any] | torch.Tensor,
+    train: tuple[Inputs, torch.Tensor],
+    eval_inputs: Inputs,
     masks: BoolArray,
     seeds: Sequence[int],
     training: Recipe,
@@ -43,7 +42,7 @@ def retraining_names(
 
     Args:
         model: A module or a factory.
-        train: Inputs [n, ...] and targets [n].
+        train: Inputs [n, ...], or a mapping of them, and targets [n].
         eval_inputs: Rows on which the models are observed.
         masks: bool [M, n].
         seeds: [M].
@@ -56,12 +55,11 @@ def retraining_names(
         shared.update(name.encode() + _bytes(value))
     shared.update(_bytes(eval_inputs))
     inputs, targets = train
-    rows = np.array(
-        [
-            np.frombuffer(hashlib.sha256(_bytes(one) + _bytes(said)).digest(), dtype=np.uint8)
-            for one, said in zip(inputs, targets, strict=True)
-        ]
-    )
+    digests = [
+        hashlib.sha256(_bytes(take(inputs, row)) + _bytes(said)).digest()
+        for row, said in enumerate(targets)
+    ]
+    rows = np.array([np.frombuffer(digest, dtype=np.uint8) for digest in digests])
     return [
         hashlib.sha256(shared.digest() + repr(int(seed)).encode() + rows[mask].tobytes()).digest()
         for mask, seed in zip(masks, seeds, strict=True)
@@ -135,6 +133,8 @@ def _keep(folder: Path, names: list[bytes], logits: FloatArray) -> None:
     draft.replace(path)
 
 
-def _bytes(values: Any) -> bytes:
-    array = torch.as_tensor(values).detach().cpu().numpy()
+def _bytes(values: Inputs) -> bytes:
+    if isinstance(values, Mapping):
+        return b"".join(name.encode() + _bytes(values[name]) for name in sorted(values))
+    array = values.detach().cpu().numpy()
     return repr((array.dtype.str, array.shape)).encode() + array.tobytes()

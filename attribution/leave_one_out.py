@@ -69,8 +69,11 @@ def loo_correlation(
     left_out = np.arange(retraining.n_train) if rows is None else np.asarray(rows, dtype=np.intp)
     if left_out.ndim != 1 or len(left_out) < 3:
         raise ShapeError(f"{left_out.size} rows are left out; a rank correlation needs three")
-    shape = torch.as_tensor(retraining.train[0][:1]).shape[1:]
-    exact = linear_layer(fresh(retraining.model, 0), shape) is not None
+    inputs = retraining.train[0]
+    exact = (
+        isinstance(inputs, Tensor)
+        and linear_layer(fresh(retraining.model, 0), inputs.shape[1:]) is not None
+    )
     reliability: float | None = 1.0
     if exact:
         effects = exact_effects(retraining, left_out)

@@ -23,9 +23,8 @@ from torch import Tensor
 
 from attribution.models import ModelLike
 from attribution.outputs import OutputLike, of_examples, output_name, task_output
-from attribution.rows import Rows, to
+from attribution.rows import Rows, Source, to
 from attribution.training import Recipe
-from attribution.training.jobs import Arrays
 from attribution.training.unrolled import Unrolled
 from attribution.training.weighted import WeightedRun
 from schemas.errors import ShapeError
@@ -60,7 +59,7 @@ class Metagradient:
 
 def metagradient(
     model: ModelLike,
-    train: Arrays,
+    train: Source,
     queries: object,
     *,
     training: Recipe,
@@ -85,7 +84,7 @@ def metagradient(
 
     Args:
         model: A module, re-initialised under the seed, or a factory.
-        train: Inputs [n, ...] and targets [n], or of documents [n, tokens].
+        train: Inputs [n, ...] and targets [n], or of documents [n, tokens]; or a map-style Dataset.
         queries: (inputs, targets) of the examples to be explained, or a map-style Dataset.
         training: The recipe.
         seed: Of the run: the one that `attribution.training.train_models` trains under this seed.

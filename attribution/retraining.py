@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from attribution.bank import RetrainBank, train_bank_models
 from attribution.models import ModelLike
@@ -23,9 +22,9 @@ from attribution.outputs import (
     task_of,
     task_output,
 )
+from attribution.rows import Rows, Source
 from attribution.streams import Purpose, stream
 from attribution.training import Recipe
-from attribution.training.jobs import Arrays
 from schemas.errors import ShapeError
 
 FloatArray = npt.NDArray[np.float64]
@@ -38,8 +37,8 @@ class Retraining:
 
     Args:
         model: A module (re-initialised) or a factory.
-        train: Inputs [n, ...] and targets [n].
-        queries: Inputs [n_query, ...] and targets [n_query].
+        train: As `attribution.training.train_models`; kept as (inputs, targets).
+        queries: The same for the queries.
         training: The recipe.
         output: What is kept of each query; by default the task's own, such as margin.
         seeds: Models trained on each subset.
@@ -53,8 +52,8 @@ class Retraining:
     """
 
     model: ModelLike
-    train: Arrays
-    queries: Arrays
+    train: Source
+    queries: Source
     training: Recipe
     output: OutputLike | None = None
     seeds: int = 3
@@ -64,12 +63,8 @@ class Retraining:
     memory: int | None = None
 
     def __post_init__(self) -> None:
-        for name, (inputs, targets) in {"train": self.train, "queries": self.queries}.items():
-            if len(inputs) != len(targets) or len(inputs) == 0:
-                raise ShapeError(
-                    f"{name} has {len(inputs)} inputs and {len(targets)} targets; give one target "
-                    "for each input"
-                )
+        for name in ("train", "queries"):
+            object.__setattr__(self, name, Rows(getattr(self, name), name).whole())
         if self.seeds < 1:
             raise ShapeError(f"seeds is {self.seeds}; train at least one model on each subset")
         output_name(self.kept)
@@ -77,17 +72,17 @@ class Retraining:
     @property
     def n_train(self) -> int:
         """Training rows."""
-        return len(self.train[0])
+        return len(self.train[1])
 
     @property
     def n_query(self) -> int:
         """Queries."""
-        return len(self.queries[0])
+        return len(self.queries[1])
 
     @property
     def kind(self) -> Task:
         """Classification or regression."""
-        return task_of(torch.as_tensor(self.train[1])) if self.task is None else Task(self.task)
+        return task_of(self.train[1]) if self.task is None else Task(self.task)
 
     @property
     def kept(self) -> OutputLike:

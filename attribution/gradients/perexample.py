@@ -17,7 +17,7 @@ from attribution.gradients.blocks import GradientBlocks
 from attribution.gradients.layers import Use, patch_entries
 from attribution.gradients.plan import Layout, Plan, layout_of, make_plan, register
 from attribution.outputs import OutputLike, of_examples, of_examples_unchecked
-from attribution.rows import Inputs, call, n_rows, take, to
+from attribution.rows import Inputs, call, call_at, n_rows, take, to
 from schemas.errors import CheckpointError, RecipeError
 
 BLOCK_ENTRIES = 2**24  # 64 MiB of float32: larger blocks gain nothing on a CPU
@@ -200,8 +200,7 @@ class PerExampleGradients:
                 if isinstance(row, dict)
                 else row.unsqueeze(0)
             )
-            args, kwargs = ((), single) if isinstance(single, dict) else ((single,), {})
-            logits = torch.func.functional_call(self._model, weights, args, kwargs)
+            logits = call_at(self._model, weights, single)
             target = target.unsqueeze(0)
             return of_examples_unchecked(self._output, _widened(logits), target).sum()
 
@@ -271,7 +270,7 @@ def flat_gradients(owner: PerExampleGradients, inputs: Inputs, targets: Tensor) 
         value.requires_grad_()
     inputs = to(inputs, owner._device, owner.dtype)
     for row in range(n_rows(inputs)):
-        logits = call(model, take(inputs, row, row + 1))
+        logits = call(model, take(inputs, slice(row, row + 1)))
         output = of_examples(owner._output, logits, targets[row : row + 1]).sum()
         found = torch.autograd.grad(output, wanted, allow_unused=True)
         pairs = zip(wanted, found, strict=True)

@@ -74,7 +74,7 @@ def make_plan(model: nn.Module, inputs: Inputs) -> Plan:
         RecipeError: A row's output depends on the other rows, or changes from call to call.
     """
     _refuse_shared_statistics(model)
-    one, two = take(inputs, 0, 1), _two_rows(inputs)
+    one, two = take(inputs, slice(1)), _two_rows(inputs)
     names = {id(value): name for name, value in model.named_parameters() if value.requires_grad}
     layers = [module for module in model.modules() if rule_of(module) is not None]
     while True:
@@ -154,7 +154,7 @@ def register(
 
 def _two_rows(inputs: Inputs) -> Inputs:
     if n_rows(inputs) >= 2:
-        return take(inputs, 0, 2)
+        return take(inputs, slice(2))
     if isinstance(inputs, dict):
         return {name: torch.cat([values, values]) for name, values in inputs.items()}
     return torch.cat([inputs, inputs])

@@ -12,11 +12,12 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch.func import grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from attribution.models import torch_stream
 from attribution.outputs import Task, training_loss
+from attribution.rows import Inputs, call_at, take
 from attribution.streams import Purpose, torch_seed
 from attribution.training.optimizers import Stack
 
@@ -62,7 +63,7 @@ class VmapGradients:
         params: Stacked parameters that train.
         into: Where gradients are accumulated, same layout.
         constants: Stacked buffers and frozen parameters, by name.
-        inputs: [n, ...].
+        inputs: [n, ...], or a mapping of them.
         targets: [n].
         task: Which loss.
     """
@@ -74,7 +75,7 @@ class VmapGradients:
         into: Stack,
         constants: Mapping[str, Tensor],
         *,
-        inputs: Tensor,
+        inputs: Inputs,
         targets: Tensor,
         task: Task,
     ) -> None:
@@ -85,11 +86,11 @@ class VmapGradients:
         def loss(
             own: dict[str, Tensor],
             fixed: dict[str, Tensor],
-            rows: Tensor,
+            rows: Inputs,
             labels: Tensor,
             scale: Tensor,
         ) -> tuple[Tensor, Tensor]:
-            logits = functional_call(model, {**own, **fixed}, (rows,))
+            logits = call_at(model, {**own, **fixed}, rows)
             losses = training_loss(task, logits, labels, "none")
             return (losses * scale).sum(), losses
 
@@ -107,7 +108,7 @@ class VmapGradients:
         # The fused kernels of attention have no rule for vmap and would run model by model.
         with sdpa_kernel(SDPBackend.MATH):
             grads, losses = self._gradient(
-                own, fixed, self.inputs[index], self.targets[index], scale
+                own, fixed, take(self.inputs, index), self.targets[index], scale
             )
         for name, gradient in grads.items():
             self.into.tensors[name][:n_active].mul_(beta).add_(gradient)
@@ -123,7 +124,7 @@ class LoopGradients:
         into: Where gradients are accumulated, same layout.
         constants: Stacked buffers and frozen parameters; running statistics change in place.
         seeds: Seed of each model, for what its forward pass draws; None where it draws nothing.
-        inputs: [n, ...].
+        inputs: [n, ...], or a mapping of them.
         targets: [n].
         task: Which loss.
     """
@@ -136,7 +137,7 @@ class LoopGradients:
         constants: Mapping[str, Tensor],
         *,
         seeds: Sequence[int] | None,
-        inputs: Tensor,
+        inputs: Inputs,
         targets: Tensor,
         task: Task,
     ) -> None:
@@ -162,7 +163,7 @@ class LoopGradients:
         }
         fixed = {name: tensor[place] for name, tensor in self.constants.items()}
         with self._noise(place, rows), torch.enable_grad():
-            logits = functional_call(self.model, {**own, **fixed}, (self.inputs[rows],))
+            logits = call_at(self.model, {**own, **fixed}, take(self.inputs, rows))
             losses = training_loss(self.task, logits, self.targets[rows], "none")
             gradients = torch.autograd.grad(
                 losses.mean(), list(own.values()), materialize_grads=True
@@ -183,7 +184,7 @@ def vmap_works(
     params: Mapping[str, Tensor],
     constants: Mapping[str, Tensor],
     *,
-    inputs: Tensor,
+    inputs: Inputs,
     targets: Tensor,
     task: Task,
 ) -> bool:

@@ -139,7 +139,7 @@ class Chunk:
                 targets=job.targets,
                 task=job.task,
             )
-        if job.layers is not None:
+        if job.layers is not None and isinstance(job.inputs, Tensor):
             return StackedGradients(
                 job.layers,
                 params,

@@ -5,7 +5,7 @@ and the path on which gradients are computed. It trains nothing.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -18,14 +18,13 @@ from torch import Tensor, nn
 from attribution.devices import resolve
 from attribution.models import ModelLike, fresh
 from attribution.outputs import Task, check_targets, task_of
+from attribution.rows import Inputs, Rows, Source, call, take, to
 from attribution.streams import checked_seed
 from attribution.training.anymodel import has_convolutions, needs_loop, vmap_works
 from attribution.training.network import Network, network_of
 from attribution.training.recipe import Recipe
 from attribution.training.stacked import Layer, layers_of
-from schemas.errors import DataError, RecipeError, ShapeError
-
-Arrays = tuple[Tensor | npt.NDArray[Any], Tensor | npt.NDArray[Any]]
+from schemas.errors import RecipeError, ShapeError
 
 
 class TrainingPath(StrEnum):
@@ -52,7 +51,7 @@ class Job:
     layers: tuple[Layer, ...] | None
     path: TrainingPath
     pure: bool
-    inputs: Tensor
+    inputs: Inputs
     targets: Tensor
     task: Task
     recipe: Recipe
@@ -78,7 +77,7 @@ class Job:
 
 def make_job(
     model: ModelLike,
-    train: Arrays,
+    train: Source | Rows,
     masks: npt.ArrayLike,
     seeds: Sequence[int] | npt.NDArray[np.integer[Any]],
     recipe: Recipe,
@@ -89,14 +88,15 @@ def make_job(
     """Check everything, try the model on one row, and choose the path."""
     where = resolve(device)
     inputs, targets, kind = checked_data(train, task, dtype, where)
-    rows, numbers = checked_masks(masks, seeds, len(inputs))
+    rows, numbers = checked_masks(masks, seeds, len(targets))
     template = fresh(model, numbers[0]).to(device=where, dtype=dtype)
     _try_forward(template, inputs, targets)
-    network, layers = None, None
-    if inputs.is_floating_point() and kind is not Task.LANGUAGE:
+    network, examples, layers = None, None, None
+    if isinstance(inputs, Tensor) and inputs.is_floating_point() and kind is not Task.LANGUAGE:
         if where == "cpu":
             batch = min(recipe.batch_size, int(rows.sum(axis=1).max()))
             network = network_of(template, inputs.shape[1:], batch, dtype)
+            examples = None if network is None else network.examples(inputs)
         layers = layers_of(template, inputs.shape[1:])
     params, constants = split_state(template)
     pure = (network or layers) is not None or (
@@ -111,7 +111,7 @@ def make_job(
         model=model,
         template=template,
         network=network,
-        examples=None if network is None else network.examples(inputs),
+        examples=examples,
         layers=layers,
         path=path,
         pure=pure,
@@ -127,35 +127,21 @@ def make_job(
 
 
 def checked_data(
-    train: Arrays, task: str | None, dtype: torch.dtype, device: str
-) -> tuple[Tensor, Tensor, Task]:
+    train: Source | Rows, task: str | None, dtype: torch.dtype, device: str
+) -> tuple[Inputs, Tensor, Task]:
     """Inputs [n, ...] and targets [n] on the device, in the types that training needs."""
-    inputs, targets = (torch.as_tensor(part) for part in train)
-    if len(inputs) != len(targets) or len(inputs) == 0:
-        raise ShapeError(
-            f"{len(inputs)} inputs and {len(targets)} targets; give one target for each input"
-        )
+    inputs, targets = Rows(train, "train").whole()
     kind = task_of(targets) if task is None else Task(task)
     if kind is Task.REGRESSION:
         targets = targets.to(dtype)
-        if targets.ndim == 2 and targets.shape[1] == 1:
-            targets = targets.squeeze(1)
-    else:
-        if targets.is_floating_point():
-            raise ShapeError("classification needs integer class indices; these are floating")
-        targets = targets.long()
+    elif targets.is_floating_point():
+        raise ShapeError("classification needs integer class indices; these are floating")
     if targets.ndim != (2 if kind is Task.LANGUAGE else 1):
         raise ShapeError(
             f"targets have shape {tuple(targets.shape)}; give one number a row, or for documents "
             "one class index a token"
         )
-    if inputs.is_floating_point():
-        bad = ~torch.isfinite(inputs.flatten(1) if inputs.ndim > 1 else inputs.unsqueeze(1)).all(1)
-        if bool(bad.any()):
-            row = int(bad.nonzero()[0])
-            raise DataError(f"input row {row} is NaN or infinite; drop or repair it")
-        inputs = inputs.to(dtype)
-    return inputs.to(device), targets.to(device), kind
+    return to(inputs, device, dtype), targets.to(device), kind
 
 
 def checked_masks(
@@ -179,17 +165,14 @@ def checked_masks(
     return rows, tuple(checked_seed(seed) for seed in seeds)
 
 
-def _try_forward(template: nn.Module, inputs: Tensor, targets: Tensor) -> None:
+def _try_forward(template: nn.Module, inputs: Inputs, targets: Tensor) -> None:
     template.eval()
     try:
         with torch.no_grad():
-            logits = template(inputs[:1])
-    except RuntimeError as error:
+            logits = call(template, take(inputs, slice(1)))
+    except (RuntimeError, TypeError) as error:
         reason = str(error).splitlines()[0]
-        raise RecipeError(
-            f"the model cannot take inputs of shape {tuple(inputs.shape[1:])} and type "
-            f"{inputs.dtype}: {reason}"
-        ) from error
+        raise RecipeError(f"the model cannot take {_described(inputs)}: {reason}") from error
     if not isinstance(logits, Tensor) or logits.ndim != 1 + targets.ndim:
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         wanted = "[n, outputs]" if targets.ndim == 1 else "[n, tokens, outputs]"
@@ -197,6 +180,14 @@ def _try_forward(template: nn.Module, inputs: Tensor, targets: Tensor) -> None:
     check_targets(logits.expand(len(targets), *logits.shape[1:]), targets)
     if targets.is_floating_point() and logits.shape[1] != 1:
         raise ShapeError(f"a regression needs a model with 1 output; this has {logits.shape[1]}")
+
+
+def _described(inputs: Inputs) -> str:
+    named = inputs if isinstance(inputs, Mapping) else {"inputs": inputs}
+    return ", ".join(
+        f"{name} of shape {tuple(values.shape[1:])} and type {values.dtype}"
+        for name, values in named.items()
+    )
 
 
 def split_state(module: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -4,13 +4,12 @@ import copy
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from attribution.devices import resolve
 from attribution.models import ModelLike, fresh
+from attribution.rows import call_at, n_rows, take, tensors, to
 from attribution.training.stacked import Layer, forward, layers_of
 from schemas.errors import CheckpointError
 
@@ -22,7 +21,7 @@ _FORWARD_NUMBERS = 2**26
 def predict(
     model: ModelLike,
     states: Mapping[str, Tensor],
-    inputs: Tensor | npt.NDArray[Any],
+    inputs: Any,
     *,
     device: str = "auto",
     batch_size: int = 1024,
@@ -32,7 +31,7 @@ def predict(
     Args:
         model: The architecture; its own parameters are not read.
         states: Parameters and buffers by name, [M, ...].
-        inputs: [n, ...].
+        inputs: [n, ...], or a mapping of them.
         device: auto, cpu or cuda.
         batch_size: Inputs in one forward pass.
 
@@ -48,21 +47,21 @@ def predict(
     _check_fit(net, states)
     n_models = next(iter(states.values())).shape[0]
     dtype = next(value.dtype for value in states.values() if value.is_floating_point())
-    rows = torch.as_tensor(inputs)
-    if rows.is_floating_point():
-        rows = rows.to(dtype)
-    layers = layers_of(net, rows.shape[1:]) if rows.is_floating_point() else None
+    rows = tensors(inputs, "inputs")
+    layers = None
+    if isinstance(rows, Tensor) and rows.is_floating_point():
+        layers = layers_of(net, rows.shape[1:])
     parts = []
-    for batch in rows.split(batch_size):
-        on_device = batch.to(where)
-        if layers is None:
+    for start in range(0, n_rows(rows), batch_size):
+        batch = to(take(rows, slice(start, start + batch_size)), where, dtype)
+        if layers is None or isinstance(batch, dict):
             found = [
-                functional_call(net, {k: v[row].to(where) for k, v in states.items()}, (on_device,))
+                call_at(net, {k: v[row].to(where) for k, v in states.items()}, batch)
                 for row in range(n_models)
             ]
             parts.append(torch.stack(found).cpu())
         else:
-            parts.append(torch.cat(list(_stacked(layers, states, on_device))))
+            parts.append(torch.cat(list(_stacked(layers, states, batch))))
     return torch.cat(parts, dim=1)
 
 

@@ -20,9 +20,10 @@ from torch import Tensor
 from attribution.devices import resolve
 from attribution.models import ModelLike, fresh, torch_stream
 from attribution.outputs import training_loss
+from attribution.rows import Source, call, take
 from attribution.training.anymodel import noise_seed
 from attribution.training.chunks import Chunk, mapper, merge, usual_threads
-from attribution.training.jobs import Arrays, Job, TrainingPath, checked_data, make_job, split_state
+from attribution.training.jobs import Job, TrainingPath, checked_data, make_job, split_state
 from attribution.training.recipe import Optimizer, Recipe, epoch_order
 from attribution.training.state import States, TrainingState
 from schemas.errors import RecipeError, ShapeError
@@ -65,7 +66,7 @@ class TrainedModels:
 
 def train_models(
     model: ModelLike,
-    train: Arrays,
+    train: Source,
     *,
     masks: npt.ArrayLike,
     seeds: Sequence[int] | npt.NDArray[np.integer[Any]],
@@ -89,7 +90,8 @@ def train_models(
     Args:
         model: A module, re-initialised through `reset_parameters`, or a factory; called once for
             each model under that model's seed.
-        train: Inputs [n, ...] and targets [n].
+        train: Inputs [n, ...], or a mapping of inputs that the model takes by keyword, and
+            targets [n]; or a map-style Dataset of such pairs (see `attribution.rows`).
         masks: bool [M, n], the rows of each model.
         seeds: [M], each 0 <= seed < 2**63; initial parameters and batch order follow from it.
         training: The recipe.
@@ -171,7 +173,7 @@ def train_models(
 
 def train_one_reference(
     model: ModelLike,
-    train: Arrays,
+    train: Source,
     *,
     mask: npt.ArrayLike,
     seed: int,
@@ -200,7 +202,7 @@ def train_one_reference(
                 group["lr"] = training.rate(step, len(subset))
             optimizer.zero_grad()
             with torch_stream(noise_seed(seed, epoch, place), cuda=where == "cuda"):
-                loss = training_loss(kind, net(inputs[rows]), targets[rows], "mean")
+                loss = training_loss(kind, call(net, take(inputs, rows)), targets[rows], "mean")
             loss.backward()
             optimizer.step()
             total += loss.item() * len(rows)
@@ -272,7 +274,8 @@ def _bytes_per_model(job: Job, n_rows: int) -> int:
 
 def _activation_numbers(job: Job) -> int:
     """Numbers that one forward pass of one row produces, all modules together."""
-    found = [job.inputs[0].numel()]
+    one = take(job.inputs, slice(1))
+    found = [values.numel() for values in (one.values() if isinstance(one, dict) else [one])]
 
     def count(_module: object, _inputs: object, output: object) -> None:
         if isinstance(output, Tensor):
@@ -281,7 +284,7 @@ def _activation_numbers(job: Job) -> int:
     handles = [module.register_forward_hook(count) for module in job.template.modules()]
     mode = job.template.training
     with torch.no_grad():
-        job.template.eval()(job.inputs[:1])
+        call(job.template.eval(), one)
     job.template.train(mode)
     for handle in handles:
         handle.remove()

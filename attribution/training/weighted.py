@@ -14,15 +14,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from attribution.models import ModelLike, torch_stream
 from attribution.outputs import training_loss
-from attribution.rows import Inputs
+from attribution.rows import Inputs, Rows, Source, call_at, take
 from attribution.training.adjoint import State, rule_of
 from attribution.training.anymodel import noise_seed
-from attribution.training.jobs import Arrays, make_job, split_state
+from attribution.training.jobs import make_job, split_state
 from attribution.training.recipe import Recipe, epoch_order
 from schemas.errors import RecipeError, ShapeError
 
@@ -36,7 +35,7 @@ class WeightedRun:
 
     Args:
         model: A module, re-initialised under the seed, or a factory.
-        train: Inputs [n, ...] and targets [n], or of documents [n, tokens].
+        train: Inputs [n, ...] and targets [n], or of documents [n, tokens]; or a map-style Dataset.
         training: The recipe.
         seed: Initial parameters, batch order and noise follow from it.
         weights: [n], finite; 1 by default.
@@ -55,7 +54,7 @@ class WeightedRun:
     def __init__(
         self,
         model: ModelLike,
-        train: Arrays,
+        train: Source,
         *,
         training: Recipe,
         seed: int,
@@ -65,8 +64,9 @@ class WeightedRun:
         device: str = "auto",
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        rows = np.ones(len(train[0]), dtype=bool) if mask is None else np.asarray(mask)
-        job = make_job(model, train, rows[None], [seed], training, task, device, dtype)
+        data = Rows(train, "train")
+        rows = np.ones(len(data), dtype=bool) if mask is None else np.asarray(mask)
+        job = make_job(model, data, rows[None], [seed], training, task, device, dtype)
         self.net, self.recipe, self.task, self.seed = job.template, training, job.task, seed
         self.device, self.dtype, self._draws = job.device, dtype, not job.pure
         self._batched = True
@@ -117,16 +117,13 @@ class WeightedRun:
         self.net.train()
         # The fused attention kernels have no second derivative.
         with self._noise(step), sdpa_kernel(SDPBackend.MATH):
-            logits = self.logits(params, self._inputs[rows])
+            logits = self.logits(params, take(self._inputs, rows))
             losses = training_loss(self.task, logits, self._targets[rows], "none")
         return (weights * losses).sum() / len(rows)
 
     def logits(self, params: Tensor, inputs: Inputs) -> Tensor:
         """Logits [rows, (tokens,) K] at the parameters, in the mode that ``net`` is in."""
-        own = {**self.named(params), **self._constants}
-        if isinstance(inputs, dict):
-            return functional_call(self.net, own, (), inputs)
-        return functional_call(self.net, own, (inputs,))
+        return call_at(self.net, {**self.named(params), **self._constants}, inputs)
 
     def named(self, params: Tensor) -> dict[str, Tensor]:
         """Parameters by name, as views of the flat vector."""

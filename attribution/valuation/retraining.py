@@ -16,9 +16,10 @@ from torch import Tensor
 from attribution.bank import train_bank_models
 from attribution.models import ModelLike, fresh
 from attribution.outputs import OutputLike, Task, of_models, output_name, task_of, task_output
+from attribution.rows import Rows, Source
 from attribution.streams import Purpose, stream
 from attribution.training import Recipe, predict
-from attribution.training.jobs import Arrays, split_state
+from attribution.training.jobs import split_state
 from attribution.valuation.game import BoolArray, FloatArray, Game
 from schemas.errors import ShapeError
 
@@ -33,9 +34,9 @@ def correct(logits: Tensor, targets: Tensor) -> Tensor:
 
 def retraining_game(
     model: ModelLike,
-    train: Arrays,
+    train: Source,
     *,
-    queries: Arrays,
+    queries: Source,
     training: Recipe,
     output: OutputLike | None = None,
     aggregate: npt.ArrayLike | None = None,
@@ -49,8 +50,8 @@ def retraining_game(
 
     Args:
         model: A module (re-initialised) or a factory.
-        train: Inputs [n, ...] and targets [n].
-        queries: Inputs [m, ...] and targets [m].
+        train: As `attribution.training.train_models`.
+        queries: The same for the m queries.
         training: The recipe.
         output: What the utility says of each query; by default margin, or prediction for a
             regression; `correct` for accuracy.
@@ -63,21 +64,20 @@ def retraining_game(
         memory: As `attribution.training.train_models`.
 
     Raises:
-        ShapeError: Queries and targets differ in length, weights are not one for each query, or
+        ShapeError: Inputs and targets differ in length, weights are not one for each query, or
             there is less than one seed.
     """
-    inputs, targets = queries
-    if len(inputs) != len(targets) or len(inputs) == 0:
-        raise ShapeError(f"{len(inputs)} query inputs and {len(targets)} targets; give one each")
+    rows = Rows(train, "train").whole()
+    inputs, targets = Rows(queries, "queries").whole()
     if seeds < 1:
         raise ShapeError(f"seeds is {seeds}; train at least one model on each coalition")
     weights = None if aggregate is None else np.asarray(aggregate, dtype=np.float64)
-    if weights is not None and weights.shape != (len(inputs),):
+    if weights is not None and weights.shape != (len(targets),):
         raise ShapeError(
-            f"aggregate has shape {weights.shape}; give one weight for each of {len(inputs)} "
+            f"aggregate has shape {weights.shape}; give one weight for each of {len(targets)} "
             "queries"
         )
-    kind = Task(task) if task is not None else task_of(torch.as_tensor(train[1]))
+    kind = Task(task) if task is not None else task_of(rows[1])
     kept = task_output(kind) if output is None else output
     output_name(kept)
     numbers = [int(stream(seed, Purpose.SEEDS, repeat).integers(2**62)) for repeat in range(seeds)]
@@ -85,12 +85,12 @@ def retraining_game(
     def outputs_of(logits: npt.NDArray[np.float32]) -> FloatArray:
         """Logits [B x seeds, m, K] to outputs [B, m], the seeds averaged."""
         values = of_models(kept, logits, targets, task=kind).astype(np.float64)
-        return values.reshape(-1, seeds, len(inputs)).mean(axis=1)
+        return values.reshape(-1, seeds, len(targets)).mean(axis=1)
 
     def trained(masks: BoolArray) -> FloatArray:
         _, logits = train_bank_models(
             model,
-            train,
+            rows,
             eval_inputs=inputs,
             masks=np.repeat(masks, seeds, axis=0),
             seeds=np.tile(numbers, len(masks)),
@@ -102,7 +102,7 @@ def retraining_game(
         return outputs_of(logits)
 
     def utility(masks: BoolArray) -> FloatArray:
-        found = np.empty((len(masks), len(inputs)))
+        found = np.empty((len(masks), len(targets)))
         sizes = masks.sum(axis=1)
         if (sizes == 0).any():
             states = untrained(model, numbers)
@@ -111,11 +111,11 @@ def retraining_game(
         order = np.argsort(sizes, kind="stable")[np.count_nonzero(sizes == 0) :]
         step = max(1, MODELS_AT_ONCE // seeds)
         for start in range(0, len(order), step):
-            rows = order[start : start + step]
-            found[rows] = trained(masks[rows])
+            places = order[start : start + step]
+            found[places] = trained(masks[places])
         return found if weights is None else found @ weights
 
-    return Game(utility, len(train[0]))
+    return Game(utility, len(rows[1]))
 
 
 def untrained(model: ModelLike, seeds: Sequence[int]) -> dict[str, Tensor]:

@@ -131,7 +131,7 @@ def test_regressions_are_valued_by_their_predictions() -> None:
     [
         ({"seeds": 0}, "at least one model"),
         ({"aggregate": np.ones(2)}, "one weight for each of 3"),
-        ({"queries": (QUERIES[0], QUERIES[1][:2])}, "3 query inputs and 2 targets"),
+        ({"queries": (QUERIES[0], QUERIES[1][:2])}, "3 inputs and 2 targets"),
         ({"output": "accuracy"}, "unknown output"),
     ],
 )

@@ -454,7 +454,7 @@ def test_data_that_does_not_fit_is_refused() -> None:
         train(build("linear", (13,), 3))
     broken = INPUTS.copy()
     broken[7, 0, 0] = np.nan
-    with pytest.raises(DataError, match="input row 7"):
+    with pytest.raises(DataError, match="train row 7"):
         train_models(model, (broken, LABELS), masks=MASKS, seeds=SEEDS, training=SHORT)
 
 
