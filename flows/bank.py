@@ -23,7 +23,9 @@ def show_bank(loaded: LoadedSpec, workspace: Workspace, *, as_json: bool) -> Non
 
     Raises:
         NotFound: The rows are not there yet, and the bank follows from them.
+        RequestError: The spec has no attribution, and so no bank.
     """
+    _refuse_unread(loaded)
     plan = sealed_blueprint(loaded, workspace)
     if plan is None:
         raise NotFound(
@@ -38,6 +40,14 @@ def show_bank(loaded: LoadedSpec, workspace: Workspace, *, as_json: bool) -> Non
     terminal.show(terminal.table(COLUMNS, rows))
     for line in _sentences(status):
         terminal.out().print(line, markup=False)
+
+
+def _refuse_unread(loaded: LoadedSpec) -> None:
+    if not loaded.spec.attribution:
+        raise RequestError(
+            f"{loaded.spec.name} has no bank, for it has no attribution; values are of retrainings "
+            "of their own"
+        )
 
 
 def _sentences(status: dict[str, Any]) -> list[str]:
@@ -96,12 +106,14 @@ def extend_bank(
         debug: Show Prefect's own messages.
 
     Raises:
-        RequestError: Nothing was asked for, or what was asked for is there already.
+        RequestError: Nothing was asked for, what was asked for is there already, or the spec has
+            no attribution, and so no bank.
         LedgerHeld: Another process runs in this workspace.
         WinnowError: Whatever the flow ends with.
     """
     from flows.server import serving
 
+    _refuse_unread(loaded)
     if models is None and not verdicts and subsets is None:
         raise RequestError("say what to extend the bank by: --models N, --verdicts, or --next K")
     if subsets is not None and (models is not None or verdicts):

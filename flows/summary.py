@@ -42,10 +42,11 @@ def meaning(loaded: LoadedSpec) -> Iterator[tuple[str, str]]:
     train = spec.train
     if spec.model.checkpoints:
         yield "checkpoints", f"{len(spec.model.checkpoints)} of your own"
-    else:
+    elif spec.attribution:
         yield "checkpoints", f"{train.seeds} seeds, {train.epochs} epochs of {train.optimizer}"
     sizes = " and ".join(f"{alpha:.0%}" for alpha in spec.bank.alpha)
-    yield "bank", f"{spec.bank.models} retrainings on {sizes} of the rows"
+    if spec.attribution:
+        yield "bank", f"{spec.bank.models} retrainings on {sizes} of the rows"
     for name, query in spec.sets.items():
         yield f"set {name}", query
     for attribution in spec.attribution:

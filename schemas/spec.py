@@ -115,10 +115,10 @@ class CurationSpec(Frozen):
     """How it is trained."""
     bank: BankSpec = BankSpec()
     """Retrainings on subsets, against which every prediction is measured."""
-    attribution: Annotated[tuple[AttributionSpec, ...], Field(min_length=1)]
-    """How scores are computed."""
-    problem: tuple[ProblemSpec, ...] = ()
-    """What is decided from the scores."""
+    attribution: tuple[AttributionSpec, ...] = ()
+    """How scores are computed; problems of kind "value" alone need none."""
+    problem: Annotated[tuple[ProblemSpec, ...], Field(validate_default=True)] = ()
+    """What is decided from the scores, or valued by retraining."""
     verdict: VerdictSpec = VerdictSpec()
     """How a decision is checked by retraining."""
     store: StoreSpec = StoreSpec()
@@ -211,6 +211,8 @@ def _attribution_problems(attributions: tuple[AttributionSpec, ...], above: Any)
 
 
 def _problem_problems(problems: tuple[ProblemSpec, ...], above: Any) -> Problems:
+    if not problems and above.get("attribution") == ():
+        yield (), "missing, as is attribution; add that, or a problem of kind 'value'"
     yield from _repeated_names(problems)
     task = above["data"].known_task if "data" in above else None
     for place, problem in enumerate(problems):

@@ -84,7 +84,7 @@ def draw_bank(
     name: Callable[[BoolArray, int], str],
     extension: Extension,
 ) -> BankPlan:
-    """The bank that a spec asks for, and what extended it.
+    """The bank that a spec asks for, and what extended it; none where no attribution reads it.
 
     A drawn row depends on its own number only, its kind too: so a larger bank begins with a
     smaller one, and what evaluates in one never tunes in the other.
@@ -92,6 +92,8 @@ def draw_bank(
     from attribution.bank import draw_masks
 
     wanted, models = spec.bank, extension.models or spec.bank.models
+    if not spec.attribution:
+        return _no_bank(n_train, name)
     sizes = sorted(wanted.alpha)
     masks, seeds, alpha = draw_masks(
         n_train, models, sizes, seeds_per_mask=wanted.seeds, seed=spec.seed
@@ -112,6 +114,19 @@ def draw_bank(
         kinds=np.concatenate([kinds, np.full(len(added), CALIBRATE)]),
         origins=np.concatenate([np.full(models, ""), added.origins]),
         checkpoint_rows=serve if read else serve[:0],
+        name=name,
+    )
+
+
+def _no_bank(n_train: int, name: Callable[[BoolArray, int], str]) -> BankPlan:
+    nothing = np.empty(0)
+    return BankPlan(
+        masks=np.empty((0, n_train), dtype=bool),
+        seeds=nothing.astype(np.int64),
+        alpha=nothing,
+        kinds=nothing.astype(np.str_),
+        origins=nothing.astype(np.str_),
+        checkpoint_rows=nothing.astype(np.int64),
         name=name,
     )
 

@@ -95,8 +95,11 @@ def _dataset_id(plan: Blueprint) -> str:
 
 
 def _run(plan: Blueprint, started: datetime) -> dict[str, Any]:
+    from attribution.devices import resolve
+
     now = datetime.now(UTC)
-    scores = plan.sealed("scores", plan.scores_key(plan.spec.attribution[0]))
+    first = plan.spec.attribution[:1]
+    devices = [plan.sealed("scores", plan.scores_key(each)).facts["device"] for each in first]
     return {
         "run_id": plan.run_id(),
         "dataset_id": _dataset_id(plan),
@@ -105,7 +108,7 @@ def _run(plan: Blueprint, started: datetime) -> dict[str, Any]:
         "spec_toml": plan.loaded.text,
         "status": "committed",
         "seed": plan.spec.seed,
-        "device": scores.facts["device"],
+        "device": devices[0] if devices else resolve(plan.spec.compute.device),
         "code_version": version("winnow"),
         "started_at": started,
         "committed_at": now,

@@ -259,12 +259,13 @@ def _next_steps(findings: Findings) -> list[RenderableType]:
     # By id where another spec has committed to this workspace since, perhaps under the same names.
     ids = [method.attribution_id for method in findings.methods][:1]
     of = f"attribution := '{ids[0]}'" if ids and not findings.is_latest else ""
-    statement = _quoted(f"FROM harmful_examples({of})")
     steps = [
-        ("more rows to look at", f"winnow sql {statement}{where}"),
         ("the runs in MLflow", f"winnow ui{where}"),
         ("for any DuckDB client, read-only", str(findings.path)),
     ]
+    if findings.methods:
+        statement = _quoted(f"FROM harmful_examples({of})")
+        steps.insert(0, ("more rows to look at", f"winnow sql {statement}{where}"))
     if any(valuation.sources for valuation in findings.valuations):
         steps.insert(0, ("the values", f"winnow sql {_quoted('FROM values_by_source')}{where}"))
     if findings.a_query is not None:

@@ -236,7 +236,7 @@ def test_one_mistake_gives_one_line(lines: str, complaint: str) -> None:
         (
             '[[attribution]]\nmethod = "trak"',
             "",
-            "attribution: missing; add a table [[attribution]]",
+            "problem: missing, as is attribution; add that, or a problem of kind 'value'",
         ),
         ('"trak"', '"track"', "attribution[0].method: found 'track'; did you mean 'trak'?"),
         (

@@ -13,6 +13,8 @@ from attribution.models import fresh
 from attribution.streams import SEED_LIMIT, Purpose, stream
 from attribution.training import predict
 from attribution.training.train import train_one_reference
+from flows.bank import show_bank
+from flows.summary import meaning
 from schemas.errors import RequestError
 from store.connect import run_sql
 from store.workspace import Workspace
@@ -164,6 +166,24 @@ def test_a_coalition_is_the_plain_training_of_its_vendors_rows(done: Blueprint) 
     margin = right - torch.log(-torch.expm1(right))
     named = frozenset({"alder", "dune"})
     assert worth_of(done, named, seed) == pytest.approx(float(margin.mean()), abs=1e-3)
+
+
+def test_values_need_no_scores_and_train_nothing_for_them(done: Blueprint) -> None:
+    assert not done.spec.attribution
+    assert not artifacts_of(done, "checkpoints")
+    assert len(done.bank) == 0
+    models = {name for chunk in done.artifacts.manifests("bank") for name in ids_of(chunk)}
+    # Every coalition but the empty one, under each seed; both problems ask the same models.
+    assert len(models) == (2**5 - 1) * 3
+    assert rows(done, "SELECT count(*) FROM bank")[0][0] == 0
+    assert rows(done, "SELECT device FROM runs")[0][0] == "cpu"
+    summary = summary_text(read_findings(done.workspace.published))
+    assert "FROM values_by_source" in summary
+    assert "harmful_examples" not in summary
+    said = dict(meaning(done.loaded))
+    assert {"bank", "checkpoints"}.isdisjoint(said)
+    with pytest.raises(RequestError, match="has no bank"):
+        show_bank(done.loaded, done.workspace, as_json=False)
 
 
 def test_a_second_run_makes_nothing_again(done: Blueprint) -> None:
