@@ -1,4 +1,4 @@
-"""The examples of texts, language models and captions, with smaller banks, from rows to verdict."""
+"""The examples of every kind of data, with smaller banks, from rows to verdict."""
 
 import re
 import shutil
@@ -43,6 +43,16 @@ def test_the_reviews_that_are_dropped_come_from_the_forum(tmp_path: Path) -> Non
     assert plan.dataset.facts.classes == ("bad", "good")
     dropped, chosen = shares(plan, "source", "forum")
     assert dropped > chosen + 0.2
+
+
+def test_the_harvests_that_are_dropped_come_from_the_scale_that_errs(tmp_path: Path) -> None:
+    plan = run_smaller("harvests", tmp_path, models=24, epochs=30, seeds=2)
+    assert plan.dataset.facts.task == "regression"
+    dropped, chosen = shares(plan, "scale", "mill")
+    assert dropped > chosen + 0.4
+    rows = run_sql(plan.workspace.published, "SELECT arm, value FROM verdicts").rows
+    errors = dict(rows)
+    assert errors["chosen"] < 0.7 * min(errors["all"], errors["random"])
 
 
 def test_the_letters_that_are_chosen_are_a_clerks(tmp_path: Path) -> None:
