@@ -46,16 +46,14 @@ def estimate(
     chosen = [checked_seed(seed) for seed in ([request.seed] if seeds is None else seeds)]
     if not chosen:
         raise ShapeError("seeds is empty; give the seed of one run or more")
-    inputs, targets = request.train.batch(0, len(request.train))
-    if isinstance(inputs, Mapping):
-        raise ShapeError("metagradient trains on one array of inputs; the train rows are a mapping")
+    train = request.train.whole()
     target, send = open_sink(request.out, len(request.queries), len(request.train))
     clock = Clock()
     scores = np.zeros((len(request.queries), len(request.train)))
     for seed in chosen:
         found = metagradient(
             request.model,
-            (inputs, targets),
+            train,
             request.queries,
             training=recipe,
             seed=seed,

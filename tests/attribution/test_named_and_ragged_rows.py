@@ -104,6 +104,28 @@ def test_a_differentiated_run_of_named_inputs_ends_where_training_does() -> None
         torch.testing.assert_close(value.detach(), want[name], rtol=1e-4, atol=1e-5)
 
 
+def test_metagradients_of_named_inputs_are_those_of_a_run_with_other_weights() -> None:
+    small = Recipe(lr=0.05, momentum=0.9, epochs=2, batch_size=30)
+    options: dict[str, Any] = {"training": small, "dtype": torch.float64}
+    asked = (named(NOISE[N : N + 1]), LABELS[N : N + 1])
+    scores = attribute(
+        "metagradient", Towers(), None, train=items_of(TRAIN), queries=asked, seed=7, **options
+    )
+
+    def margin(row: int, step: float) -> float:
+        weights = np.ones(N)
+        weights[row] += step
+        run = WeightedRun(Towers, TRAIN, seed=7, weights=weights, **options)
+        inputs = {name: torch.from_numpy(values).double() for name, values in asked[0].items()}
+        logits = run.logits(run.end().params, inputs)[0]
+        own = int(asked[1][0])
+        return float(logits[own] - logits[1 - own])
+
+    for row in (0, 17, 60):
+        want = (margin(row, 1e-5) - margin(row, -1e-5)) / 2e-5
+        assert scores[0, row] == pytest.approx(want, rel=1e-4, abs=1e-7)
+
+
 def test_texts_of_several_lengths_train_as_if_padded_by_hand() -> None:
     lengths = stream(23).integers(1, 9, N)
     texts = [stream(24, row).integers(1, 30, length) for row, length in enumerate(lengths)]
