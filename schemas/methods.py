@@ -314,6 +314,21 @@ class KnnShapleySpec(MethodSpec):
     """Module whose input measures distance; the last linear layer by default."""
 
 
+class Bm25Spec(MethodSpec):
+    """``method = "bm25"`` (Robertson and Zaragoza 2009): rare words that a row shares."""
+
+    method: Literal["bm25"]
+    """The estimator."""
+    name: Name = "bm25"
+    """What the scores are called in tables and reports."""
+    checkpoints: Literal["none"] = "none"  # type: ignore[assignment]
+    """It reads the texts, and no checkpoint."""
+    k1: Annotated[float, Field(ge=0)] | None = None
+    """How soon more of one word stops to count; 1.5 by default."""
+    b: Annotated[float, Field(ge=0, le=1)] | None = None
+    """How much long texts are held back; 0.75 by default."""
+
+
 class DatamodelSpec(MethodSpec):
     """``method = "datamodel"`` (Ilyas et al. 2022): the bank's outputs regressed on its subsets."""
 
@@ -365,6 +380,7 @@ AttributionSpec = Annotated[
     | RepresenterSpec
     | SimilaritySpec
     | KnnShapleySpec
+    | Bm25Spec
     | DatamodelSpec
     | EmpiricalInfluenceSpec,
     Field(discriminator="method"),

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from schemas.errors import RecipeError, ShapeError
 from schemas.frozen import either
-from schemas.methods import OUTPUTS_OF_TASK
+from schemas.methods import OUTPUTS_OF_TASK, Bm25Spec
 from schemas.questions import WORTHS_OF_TASK
 from schemas.spec import AttributionSpec, ValueSpec, load_spec
 from store.workspace import Workspace, open_workspace
@@ -96,6 +96,13 @@ def check_attribution(plan: Blueprint, model: "nn.Module", attribution: Attribut
             )
         return
     rows = plan.dataset.train
+    if isinstance(attribution, Bm25Spec):
+        if rows.inputs.dtype.kind not in "iu" or rows.inputs.ndim != 2:
+            raise ShapeError(
+                f"attribution '{attribution.name}': bm25 compares words, and the rows are no "
+                "texts; read a column of them by data.text"
+            )
+        return
     try:
         some = PerExampleGradients(model, None, output=output)
         some.run(torch_rows(rows.inputs[:2]), torch_rows(rows.targets[:2]))

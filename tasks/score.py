@@ -14,11 +14,12 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from schemas.manifest import Manifest
-from schemas.methods import AloSpec, JackknifeSpec, MetagradientSpec, SourceSpec
+from schemas.methods import AloSpec, Bm25Spec, JackknifeSpec, MetagradientSpec, SourceSpec
 from schemas.spec import AttributionSpec, RunMethodSpec, TrakSpec
 from tasks.bank import open_bank
 from tasks.blueprint import VERSIONS, Blueprint, IntArray, is_sketched
 from tasks.featurize import feature_seconds, load_features, load_weights, take
+from tasks.intake.tokens import PADDING
 from tasks.job import Job, blueprint
 from tasks.progress import advance
 
@@ -206,6 +207,8 @@ def _options(plan: Blueprint, attribution: AttributionSpec) -> dict[str, Any]:
         options["weight_decay"] = decay
     if isinstance(attribution, AloSpec | JackknifeSpec):
         options |= {} if "ridge" in options else {"weight_decay": decay}
+    if isinstance(attribution, Bm25Spec):
+        options["padding"] = PADDING
     if isinstance(attribution, MetagradientSpec):
         options["training"] = plan.training()
         options["seeds"] = plan.checkpoint_seeds[: attribution.runs]

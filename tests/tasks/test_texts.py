@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from schemas.errors import DataError, SpecError
+from attribution import attribute
+from schemas.errors import DataError, ShapeError, SpecError
 from schemas.recipe import TextSpec
 from schemas.spec import load_spec
 from store.connect import run_sql
@@ -14,7 +15,9 @@ from tasks.intake.rows import Columns
 from tasks.intake.sources import read_rows
 from tasks.intake.tokens import UNASKED, next_tokens, tokenise
 from tasks.job import blueprint
-from tests.tasks.pipeline import run_stages
+from tasks.preflight import open_job, preflight
+from tasks.score import load_scores
+from tests.tasks.pipeline import TINY, run_stages
 
 WORDS = ("good", "fine", "great", "bad", "awful", "poor")
 SPEC = """
@@ -88,6 +91,41 @@ def test_a_text_classifier_runs_from_rows_to_verdict(tmp_path: Path) -> None:
     assert found.rows[0][0].split()[0] in WORDS
     verdicts = run_sql(plan.workspace.published, "SELECT count(*) FROM verdicts").rows
     assert verdicts == [(3,)]
+
+
+def test_words_in_common_are_scored_beside_gradients(tmp_path: Path) -> None:
+    spec = write(
+        tmp_path,
+        data='target = "label"\ntext = { column = "words", length = 6, vocabulary = 9999 }',
+        build="bag",
+        options="width = 4, hidden = [4]",
+    )
+    spec.write_text(spec.read_text() + '[[attribution]]\nmethod = "bm25"\n')
+    plan = blueprint(run_stages(spec, tmp_path / "work", until="lds"))
+    found = load_scores(plan, plan.spec.attribution_named("bm25"))
+    rows = plan.dataset.examples.sort("example_id")
+    texts = [json.loads(text)["words"] for text in rows["metadata"]]
+    queries = plan.dataset.subset(plan.sets.scored)
+    want = attribute(
+        "bm25",
+        None,
+        None,
+        train=(plan.dataset.train.inputs, plan.dataset.train.targets),
+        queries=(queries.inputs, queries.targets),
+        train_texts=[texts[row] for row in plan.dataset.train.example_ids],
+        query_texts=[texts[row] for row in plan.sets.scored],
+    )
+    assert found.std() > 0
+    np.testing.assert_allclose(found, want, rtol=1e-5)
+    assert plan.sealed("lds", plan.lds_key(plan.spec.attribution_named("bm25"))).facts["rows"]
+
+
+def test_words_in_common_need_words(tmp_path: Path) -> None:
+    tiny = TINY.read_text().replace('method = "trak"', 'method = "bm25"').splitlines()
+    spec = tmp_path / "tiny.toml"
+    spec.write_text("\n".join(line for line in tiny if not line.startswith("projection")))
+    with pytest.raises(ShapeError, match="the rows are no texts"):
+        preflight(open_job(spec, tmp_path / "work"))
 
 
 def test_a_language_model_runs_from_rows_to_verdict(tmp_path: Path) -> None:
