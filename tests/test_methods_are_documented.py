@@ -22,6 +22,13 @@ def test_every_estimator_has_an_entry_and_no_entry_lacks_one() -> None:
     assert described() == {known.name for known in estimators()}
 
 
+def test_every_entry_has_a_formula() -> None:
+    entries = re.split(r"^##+ ", DOCUMENT.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    named = {entry.split("\n", 1)[0]: entry for entry in entries}
+    for heading in re.findall(r"^### (.+)$", DOCUMENT.read_text(encoding="utf-8"), re.MULTILINE):
+        assert re.search(r"`[^`]*[-=+][^`]*`", named[heading]), heading
+
+
 def test_specs_offer_every_estimator_that_they_can_feed() -> None:
     union = get_args(AttributionSpec)[0]
     offered = {get_args(member.model_fields["method"].annotation)[0] for member in get_args(union)}
