@@ -12,40 +12,56 @@ if TYPE_CHECKING:
     from optimize.averaged import MeanDatamodel
     from optimize.datamodel import LinearDatamodel
     from optimize.design import Bought, NextMasks, bought, next_masks
-    from optimize.problem import Selection, Solution, Status
-    from optimize.select import balanced_subset, random_subset, solve_selection
+    from optimize.duplicates import near_duplicates, same_content
+    from optimize.problem import Budget, Partition, Selection, Solution, Status
+    from optimize.select import balanced_subset, random_subset, refuse_conflicts, solve_selection
+    from optimize.spread import Spread, spread_of
     from optimize.surrogate import calibrate
 
 __all__ = [
     "Bought",
+    "Budget",
     "LinearDatamodel",
     "MeanDatamodel",
     "NextMasks",
+    "Partition",
     "Selection",
     "Solution",
+    "Spread",
     "Status",
     "balanced_subset",
     "bought",
     "calibrate",
+    "near_duplicates",
     "next_masks",
     "random_subset",
+    "refuse_conflicts",
+    "same_content",
     "solve_selection",
+    "spread_of",
 ]
 
 _HOMES = {
+    "Bought": "optimize.design",
+    "Budget": "optimize.problem",
     "LinearDatamodel": "optimize.datamodel",
     "MeanDatamodel": "optimize.averaged",
-    "Bought": "optimize.design",
     "NextMasks": "optimize.design",
-    "bought": "optimize.design",
-    "next_masks": "optimize.design",
+    "Partition": "optimize.problem",
     "Selection": "optimize.problem",
     "Solution": "optimize.problem",
+    "Spread": "optimize.spread",
     "Status": "optimize.problem",
     "balanced_subset": "optimize.select",
+    "bought": "optimize.design",
     "calibrate": "optimize.surrogate",
+    "near_duplicates": "optimize.duplicates",
+    "next_masks": "optimize.design",
     "random_subset": "optimize.select",
+    "refuse_conflicts": "optimize.select",
+    "same_content": "optimize.duplicates",
     "solve_selection": "optimize.select",
+    "spread_of": "optimize.spread",
 }
 
 

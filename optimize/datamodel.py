@@ -184,15 +184,27 @@ class LinearDatamodel:
         """
         diagonal, kappa = self.prior_variances(query), float(self.chosen.kappa[query])
         own = self.subsets.points
-        kernel, cross = np.zeros((len(own.rows),) * 2), np.zeros((len(own.rows), len(points.rows)))
-        if kappa:
-            kernel, cross = gram(own, own, diagonal), gram(own, points, diagonal)
-        scores = standard(self.tau[query])[:, None] * self.chosen.unit[query]
-        used = slice(None, -1) if self.dropped[query] else slice(None)
-        columns = np.column_stack([self.subsets.shared(), own.dot(scores)])[:, used]
-        posterior = Posterior.of(kernel, self.subsets.variances, columns, kappa)
+        cross = (
+            gram(own, points, diagonal) if kappa else np.zeros((len(own.rows), len(points.rows)))
+        )
+        posterior, scores = self.posterior(query)
         asked = np.column_stack([self.subsets.columns(above, constant), points.dot(scores)])
-        return kappa * gram_diagonal(points, diagonal), posterior.parts(cross, asked[:, used])
+        return kappa * gram_diagonal(points, diagonal), posterior.parts(cross, asked)
+
+    def posterior(self, query: int) -> tuple[Posterior, Float64]:
+        """The posterior of one query, and the scores in it: [n_train, 1], or 0 columns if dropped.
+
+        Args:
+            query: Its row.
+        """
+        own, kappa = self.subsets.points, float(self.chosen.kappa[query])
+        kernel = np.zeros((len(own.rows),) * 2)
+        if kappa:
+            kernel = gram(own, own, self.prior_variances(query))
+        scores = standard(self.tau[query])[:, None] * self.chosen.unit[query]
+        scores = scores[:, : 0 if self.dropped[query] else 1]
+        columns = np.column_stack([self.subsets.shared(), own.dot(scores)])
+        return Posterior.of(kernel, self.subsets.variances, columns, kappa), scores
 
     def prior_variances(self, query: int) -> Float64:
         """The diagonal of D of one query, [n_train]."""

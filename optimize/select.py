@@ -1,163 +1,192 @@
-"""Choosing rows: exact selection under a size and quotas per group, and the arms it is judged by.
+"""Choosing rows within constraints, and the arms that a choice is judged by.
 
-Utilities are float [n_pool]; a choice is bool [n_pool]. Nothing here retrains or predicts.
+Utilities are float [n_pool] or [n_target, n_pool]; a choice is bool [n_pool]. Nothing here retrains
+or predicts.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from optimize.problem import Selection, Solution, Status
-from schemas.errors import InfeasibleProblem, ShapeError
+from optimize.problem import (
+    DUPLICATES,
+    EXCLUDE,
+    INCLUDE,
+    SIZE,
+    BoolArray,
+    Budget,
+    Partition,
+    Selection,
+    Solution,
+    Status,
+)
+from optimize.selection import caution as cautious
+from optimize.selection import thresholds
+from optimize.selection.certificate import violated
+from optimize.selection.conflicts import conflict, refuse_conflicts
+from optimize.selection.integer import round_off
+from optimize.selection.pricing import prices
+from optimize.selection.programme import Programme
+from optimize.selection.relaxation import relax
+from schemas.errors import InfeasibleProblem, ShapeError, WinnowError
 
-BoolArray = npt.NDArray[np.bool_]
+if TYPE_CHECKING:
+    from optimize.spread import Spread
+
+__all__ = [
+    "balanced_subset",
+    "random_subset",
+    "refuse_conflicts",
+    "select",
+    "solve_selection",
+]
 
 # Primal and dual values are sums of the same numbers in another order; they differ by rounding.
 _ROUNDING = 1e-11
+# HiGHS's tolerances, relative to the numbers it was given.
+_SOLVED = 1e-9
+# A budget may be overdrawn within HiGHS's tolerance; it is then tightened and solved again.
+_REPAIRS = 5
 
 
 def select(
     utility: npt.ArrayLike,
     *,
-    size: int,
-    groups: npt.ArrayLike | None = None,
-    minimum: Mapping[int, int] | None = None,
-    maximum: Mapping[int, int] | None = None,
-    noun: str = "class",
-    names: Mapping[int, str] | None = None,
+    size: int | tuple[int, int] | None = None,
+    partitions: Sequence[Partition] = (),
+    budgets: Sequence[Budget] = (),
+    duplicates: npt.ArrayLike | None = None,
+    include: npt.ArrayLike | None = None,
+    exclude: npt.ArrayLike | None = None,
+    combine: Literal["mean", "worst"] = "mean",
+    weights: npt.ArrayLike | None = None,
+    base: npt.ArrayLike | None = None,
+    caution: float = 0.0,
+    spreads: Sequence["Spread"] = (),
+    gap: float = 1e-6,
+    seconds: float = 60.0,
 ) -> Solution:
-    """The `size` rows of the largest total utility within quotas per group; exact, O(n log n).
+    """The rows of the largest total utility within all constraints.
 
-    See `Selection` for the arguments and errors, `solve_selection` for the method.
+    See `Selection` for the arguments and errors, `solve_selection` for the methods.
     """
     problem = Selection(
         utility=np.asarray(utility, dtype=np.float64),
         size=size,
-        groups=None if groups is None else np.asarray(groups),
-        minimum=minimum or {},
-        maximum=maximum or {},
-        noun=noun,
-        names=names or {},
+        partitions=tuple(partitions),
+        budgets=tuple(budgets),
+        duplicates=None if duplicates is None else np.asarray(duplicates),
+        include=None if include is None else np.asarray(include),
+        exclude=None if exclude is None else np.asarray(exclude),
+        combine=combine,
+        weights=None if weights is None else np.asarray(weights, dtype=np.float64),
+        base=None if base is None else np.asarray(base, dtype=np.float64),
+        caution=caution,
+        spreads=tuple(spreads),
     )
-    return solve_selection(problem)
+    return solve_selection(problem, gap=gap, seconds=seconds)
 
 
-def solve_selection(problem: Selection) -> Solution:
-    """An optimal choice, ties going to the row of lower index.
+def solve_selection(
+    problem: Selection, *, gap: float = 1e-6, seconds: float = 60.0, nodes: int = 20_000
+) -> Solution:
+    """The best choice that can be found, what no choice exceeds, and prices.
 
-    Method: take each group's best rows up to its minimum; fill what is left of the size with the
-    best of all other rows, no group beyond its maximum.
+    Where only the size and one partition are limited: sorted thresholds, exact in O(n log n), ties
+    going to the row of lower index. Otherwise the linear relaxation, in full or by sifting, and an
+    exact integer programme over the rows nearest to doubt; with caution, by cuts. The choice is
+    checked against the problem itself, and no bound lies below it.
 
-    Why it is optimal: with k rows from a group its best k are best, so the value is a sum over
-    groups of F_g(k_g), F_g concave (it adds sorted utilities). A sum of concave functions under
-    sum k_g = size and l_g <= k_g <= h_g is maximised by giving each unit beyond the minimums to the
-    group whose next row is worth most. The bound does not lean on this argument: it is the value of
-    the dual of the linear relaxation at the prices read off the choice, so a wrong choice would
-    show as a gap.
+    Args:
+        problem: The problem.
+        gap: Stop when bound and value differ by less than this, relative to the bound where that
+            exceeds 1.
+        seconds: Stop when one integer programme takes as long.
+        nodes: Stop when one integer programme branches as often.
 
-    Prices: "size" is the utility of the weakest row that was chosen freely (the best one left out,
-    where all were demanded by minimums). A group's price is what a place in it is worth beyond
-    that: positive where its maximum binds (one more place would gain up to this much), negative
-    where its minimum binds (one demanded row fewer would gain up to as much), else 0.
+    Raises:
+        InfeasibleProblem: No choice satisfies the constraints; the message names the conflict.
     """
-    pool = _Pool.of(problem)
-    chosen = pool.fill(problem.size)
-    size_price, group_prices = pool.prices(chosen)
-    value = float(problem.utility[chosen].sum())
-    bound = pool.dual_value(problem.size, size_price, group_prices)
-    scale = float(np.abs(problem.utility).sum() + abs(size_price) * problem.size)
-    optimal = bound - value <= _ROUNDING * scale
-    prices = {"size": size_price}
-    for group, price in zip(pool.labels, group_prices, strict=True):
-        if group in problem.minimum or group in problem.maximum:
-            prices[problem.name(group)] = float(price)
+    limits = {"gap": gap, "seconds": seconds, "nodes": nodes}
+    asked = problem
+    for _ in range(_REPAIRS):
+        answer = _answer(asked, limits)
+        broken = {demand.name for demand in violated(problem, answer.choice)}
+        if not broken:
+            return answer
+        over = _tightened(problem, answer.choice, broken)
+        asked = replace(asked, budgets=tuple(over.get(b.name, b) for b in asked.budgets))
+    raise WinnowError(
+        f"no choice keeps to {' and '.join(sorted(broken))}, by rounding errors alone"
+    )
+
+
+def _answer(problem: Selection, limits: dict[str, Any]) -> Solution:
+    if problem.sizes[1] < 1:
+        raise InfeasibleProblem(conflict(problem))
+    solve = _by_cuts if problem.caution else _by_lines
+    choice, bound, named = solve(problem, limits)
+    value = problem.value(choice)
+    gains, offsets = problem.pieces
+    scale = float(np.abs(gains).sum(axis=1).max() + np.abs(offsets).max())
+    optimal = bound - value <= max(_ROUNDING * scale, _SOLVED * max(1.0, abs(bound)))
     return Solution(
         status=Status.OPTIMAL if optimal else Status.FEASIBLE,
-        choice=chosen,
+        choice=choice,
         value=value,
         bound=value if optimal else bound,
-        prices=prices,
-        sentence=_sentence(problem, value, prices, optimal=optimal),
+        prices=named,
+        sentence=_sentence(problem, value, named, optimal=optimal),
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Pool:
-    """Rows numbered by group, sorted within their groups; G groups."""
+def _by_lines(
+    problem: Selection, limits: dict[str, Any]
+) -> tuple[BoolArray, float, dict[str, float]]:
+    """Linear pieces: thresholds, or the relaxation and its core."""
+    pieces = problem.pieces
+    programme = Programme.of(problem, pieces)
+    if thresholds.suffices(problem, programme):
+        exact = thresholds.choose(programme)
+        if exact is None:
+            raise InfeasibleProblem(conflict(problem))
+        on, found = exact
+        bound, weights = programme.bound(found, np.ones(1)), np.ones(1)
+    else:
+        if programme.clash or (relaxed := relax(programme)).slack:
+            raise InfeasibleProblem(conflict(problem))
+        whole = round_off(programme, relaxed, **limits)
+        if whole.on is None:
+            raise InfeasibleProblem(conflict(problem))
+        on, bound, found, weights = whole.on, whole.bound, relaxed.prices, relaxed.weights
+    return programme.choice(problem, on), bound, prices(problem, programme, found, pieces, weights)
 
-    utility: npt.NDArray[np.float64]
-    labels: list[int]  # the caller's name of each group, [G]
-    group: npt.NDArray[np.intp]  # [n], 0..G-1
-    rank: npt.NDArray[np.intp]  # [n], 0 for the best row of a group
-    least: npt.NDArray[np.intp]  # [G]
-    most: npt.NDArray[np.intp]  # [G]
 
-    @classmethod
-    def of(cls, problem: Selection) -> "_Pool":
-        n = problem.n_pool
-        groups = np.zeros(n, np.int64) if problem.groups is None else problem.groups
-        labels, group = np.unique(groups, return_inverse=True)
-        # lexsort is stable: equal utilities stay in order of index.
-        order = np.lexsort((-problem.utility, group))
-        starts = np.searchsorted(group[order], np.arange(len(labels)))
-        rank = np.empty(n, dtype=np.intp)
-        rank[order] = np.arange(n) - starts[group[order]]
-        limits = problem.limits()
-        least, most = np.array([limits[label] for label in labels.tolist()]).T
-        return cls(
-            utility=problem.utility,
-            labels=labels.tolist(),
-            group=group,
-            rank=rank,
-            least=least,
-            most=most,
-        )
+def _by_cuts(
+    problem: Selection, limits: dict[str, Any]
+) -> tuple[BoolArray, float, dict[str, float]]:
+    """Concave pieces."""
+    if Programme.of(problem, problem.pieces).clash:
+        raise InfeasibleProblem(conflict(problem))
+    found = cautious.maximise(problem, **limits)
+    if found.choice is None:
+        raise InfeasibleProblem(conflict(problem))
+    last = found.relaxed
+    named = prices(problem, found.programme, last.prices, found.pieces, last.weights)
+    return found.choice, found.bound, named
 
-    def demanded(self) -> BoolArray:
-        """Rows that a minimum takes."""
-        return self.rank < self.least[self.group]
 
-    def free(self) -> BoolArray:
-        """Rows that compete for the places beyond the minimums."""
-        return ~self.demanded() & (self.rank < self.most[self.group])
-
-    def fill(self, size: int) -> BoolArray:
-        chosen = self.demanded()
-        rivals = np.flatnonzero(self.free())
-        best = rivals[np.argsort(-self.utility[rivals], kind="stable")]
-        chosen[best[: size - int(chosen.sum())]] = True
-        return chosen
-
-    def prices(self, chosen: BoolArray) -> tuple[float, npt.NDArray[np.float64]]:
-        """Duals of the size and of each group: the group's threshold is their sum."""
-        free = self.free()
-        if (free & chosen).any():
-            size_price = float(self.utility[free & chosen].min())
-        elif free.any():
-            size_price = float(self.utility[free].max())
-        else:  # every row's fate was fixed by the quotas: any price supports it
-            size_price = float(self.utility[chosen].min())
-        n_groups = len(self.labels)
-        taken = np.bincount(self.group[chosen], minlength=n_groups)
-        last_in = np.full(n_groups, np.inf)
-        np.minimum.at(last_in, self.group[chosen], self.utility[chosen])
-        first_out = np.full(n_groups, -np.inf)
-        np.maximum.at(first_out, self.group[~chosen], self.utility[~chosen])
-        threshold = np.full(n_groups, size_price)
-        at_most, at_least = taken == self.most, taken == self.least
-        threshold[at_most] = np.maximum(threshold, first_out)[at_most]
-        threshold[at_least] = np.minimum(threshold, last_in)[at_least]
-        return size_price, threshold - size_price
-
-    def dual_value(
-        self, size: int, size_price: float, group_prices: npt.NDArray[np.float64]
-    ) -> float:
-        """An upper bound on every feasible choice, whatever the prices are."""
-        surplus = np.maximum(self.utility - size_price - group_prices[self.group], 0).sum()
-        places = np.where(group_prices > 0, self.most, self.least)
-        return float(size_price * size + group_prices @ places + surplus)
+def _tightened(problem: Selection, choice: BoolArray, broken: set[str]) -> dict[str, Budget]:
+    """Broken budgets with limits that are lower by twice what a choice exceeds them by."""
+    found = {}
+    for budget in problem.budgets:
+        if budget.name in broken:
+            over = float(budget.costs[choice].sum()) - budget.limit
+            found[budget.name] = replace(budget, limit=max(budget.limit - 2 * over, 0.0))
+    return found
 
 
 def random_subset(n: int, size: int, rng: np.random.Generator) -> BoolArray:
@@ -207,16 +236,43 @@ def _check_size(n: int, size: int) -> None:
 
 
 def _sentence(
-    problem: Selection, value: float, prices: Mapping[str, float], *, optimal: bool
+    problem: Selection, value: float, named: Mapping[str, float], *, optimal: bool
 ) -> str:
-    quotas = " within the quotas" if problem.minimum or problem.maximum else ""
+    least, most = problem.sizes
+    others = " of this size" if least == most else ""
+    within = " within the quotas" if any(each.limited for each in problem.partitions) else ""
+    if problem.budgets or any(
+        each is not None for each in (problem.duplicates, problem.include, problem.exclude)
+    ):
+        within = " within the constraints"
+    what = {
+        "mean": "total utility" if len(problem.utility) == 1 else "mean over the targets",
+        "worst": "output of the worst target",
+    }[problem.combine]
+    if problem.caution:
+        what += f", {problem.caution:g} sd taken off,"
     claim = "No other choice" if optimal else "Perhaps another choice"
-    parts = [f"{claim} of this size{quotas} has a higher total utility ({value:.4g})."]
-    if problem.size < problem.n_pool:
-        parts.append(f"The last row kept is worth {prices['size']:.3g}.")
-    for name, price in prices.items():
-        if name != "size" and price > 0:
-            parts.append(f"One more place in {name} would add up to {price:.3g}.")
-        elif name != "size" and price < 0:
-            parts.append(f"The last row demanded of {name} costs up to {-price:.3g}.")
-    return " ".join(parts)
+    parts = [f"{claim}{others}{within} has a higher {what} ({value:.4g})."]
+    if SIZE in named and least == most < problem.n_pool:
+        parts.append(f"The last row kept is worth {named[SIZE]:.3g}.")
+    parts += [_priced(problem, name, price) for name, price in named.items() if price]
+    return " ".join(part for part in parts if part)
+
+
+def _priced(problem: Selection, name: str, price: float) -> str:
+    """What a price means."""
+    least, most = problem.sizes
+    if name == SIZE:
+        more = f"One more row would add up to {price:.3g}."
+        return "" if least == most else more if price > 0 else f"The last row costs {-price:.3g}."
+    if any(name == budget.name for budget in problem.budgets):
+        return f"One more of {name} would add {price:.3g}."
+    if name == INCLUDE:
+        return f"The rows that must be chosen cost up to {-price:.3g}."
+    if name == EXCLUDE:
+        return f"The rows that must not be chosen would add up to {price:.3g}."
+    if name == DUPLICATES:
+        return f"One more row of each duplicate group would add up to {price:.3g}."
+    if price > 0:
+        return f"One more place in {name} would add up to {price:.3g}."
+    return f"The last row demanded of {name} costs up to {-price:.3g}."

@@ -42,6 +42,7 @@ def check(plan: Blueprint, problem: SelectSpec) -> None:
         NotFound: A quota names no class of the data.
     """
     from optimize.problem import Selection
+    from optimize.select import refuse_conflicts
 
     attribution = plan.spec.attribution_named(problem.uses)
     if plan.output(attribution) == "prediction":
@@ -50,7 +51,7 @@ def check(plan: Blueprint, problem: SelectSpec) -> None:
             "a higher prediction is not a better one; give it output = 'squared_error'"
         )
     try:
-        Selection(utility=np.zeros(plan.n_train), **_bounds(plan, problem))
+        refuse_conflicts(Selection(utility=np.zeros(plan.n_train), **_bounds(plan, problem)))
     except InfeasibleProblem as error:
         raise InfeasibleProblem(f"problem '{problem.name}': {error}") from None
 
@@ -175,16 +176,16 @@ def compare(
 
 def _bounds(plan: Blueprint, problem: SelectSpec) -> dict[str, Any]:
     """Size and quotas of a problem, by class index, as the solver takes them."""
+    from optimize.problem import Partition
+
     classes = plan.dataset.classes
     for name in problem.quotas:
         if name not in classes:
             hint = nearest(name, classes) or "; the classes are " + ", ".join(classes)
             raise NotFound(f"problem '{problem.name}': there is no class '{name}'{hint}")
     quotas = {classes.index(name): quota for name, quota in problem.quotas.items()}
-    return {
-        "size": problem.rows(plan.n_train),
-        "groups": plan.dataset.train.targets if classes else None,
-        "minimum": {group: q.min for group, q in quotas.items() if q.min is not None},
-        "maximum": {group: q.max for group, q in quotas.items() if q.max is not None},
-        "names": dict(enumerate(classes)),
-    }
+    least = {group: q.min for group, q in quotas.items() if q.min is not None}
+    most = {group: q.max for group, q in quotas.items() if q.max is not None}
+    labels, names = plan.dataset.train.targets, dict(enumerate(classes))
+    partitions = [Partition("class", labels, least, most, names)] if quotas else []
+    return {"size": problem.rows(plan.n_train), "partitions": partitions}

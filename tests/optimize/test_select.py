@@ -6,8 +6,10 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from optimize.problem import Selection, Solution, Status
+from optimize.problem import Partition, Selection, Solution, Status
 from optimize.select import balanced_subset, random_subset, select, solve_selection
+from optimize.selection import thresholds
+from optimize.selection.programme import Programme
 from schemas.errors import InfeasibleProblem, ShapeError
 
 
@@ -24,6 +26,16 @@ def problems(draw: st.DrawFn) -> dict:
         "minimum": draw(quota),
         "maximum": draw(quota),
     }
+
+
+def partitioned(
+    utility: object, size: object, groups: object = None, minimum=None, maximum=None, names=None
+) -> Solution:
+    """The selection of a problem with one partition."""
+    parts = []
+    if groups is not None:
+        parts = [Partition("class", groups, minimum or {}, maximum or {}, names or {})]
+    return select(utility, size=size, partitions=parts)
 
 
 def feasible_choices(problem: dict) -> list[tuple[int, ...]]:
@@ -43,9 +55,9 @@ def test_the_choice_is_the_best_of_all_choices_or_none_exists(problem: dict) -> 
     choices = feasible_choices(problem)
     if not choices:
         with pytest.raises(InfeasibleProblem):
-            select(**problem)
+            partitioned(**problem)
         return
-    solution = select(**problem)
+    solution = partitioned(**problem)
     assert tuple(np.flatnonzero(solution.choice)) in choices
     best = max(problem["utility"][list(rows)].sum() for rows in choices)
     assert solution.value == best
@@ -60,7 +72,7 @@ def test_the_choice_is_the_best_of_all_choices_or_none_exists(problem: dict) -> 
 def test_prices_support_the_choice(problem: dict) -> None:
     """A chosen row is worth its threshold or more, a rejected one its threshold or less."""
     assume(feasible_choices(problem))
-    solution = select(**problem)
+    solution = partitioned(**problem)
     groups = problem["groups"]
     price = np.array([solution.prices.get(f"class {g}", 0.0) for g in groups])
     surplus = problem["utility"] - solution.prices["size"] - price
@@ -86,7 +98,7 @@ def test_the_value_does_not_depend_on_the_order_of_the_rows(problem: dict, rando
         "utility": problem["utility"][order],
         "groups": problem["groups"][order],
     }
-    assert select(**moved).value == select(**problem).value
+    assert partitioned(**moved).value == partitioned(**problem).value
 
 
 def test_without_quotas_the_choice_is_the_top_rows_and_ties_go_to_the_lower_index() -> None:
@@ -98,20 +110,20 @@ def test_without_quotas_the_choice_is_the_top_rows_and_ties_go_to_the_lower_inde
 def test_the_same_problem_gives_the_same_choice_every_time() -> None:
     utility = np.random.default_rng(0).integers(0, 3, 500).astype(float)
     groups = np.arange(500) % 7
-    first = select(utility, size=100, groups=groups, minimum={2: 20}, maximum={0: 3})
-    again = select(utility, size=100, groups=groups, minimum={2: 20}, maximum={0: 3})
+    first = partitioned(utility, size=100, groups=groups, minimum={2: 20}, maximum={0: 3})
+    again = partitioned(utility, size=100, groups=groups, minimum={2: 20}, maximum={0: 3})
     np.testing.assert_array_equal(first.choice, again.choice)
 
 
 def test_a_binding_maximum_is_worth_what_one_more_place_gains() -> None:
     utility, groups = np.array([9.0, 8.0, 7.0, 4.0, 3.0, 1.0]), np.array([0, 0, 0, 1, 1, 1])
-    tight = select(utility, size=3, groups=groups, maximum={0: 1})
-    loose = select(utility, size=3, groups=groups, maximum={0: 2})
+    tight = partitioned(utility, size=3, groups=groups, maximum={0: 1})
+    loose = partitioned(utility, size=3, groups=groups, maximum={0: 2})
     assert tight.prices["class 0"] == loose.value - tight.value == 5.0
 
 
 def test_a_binding_minimum_has_a_negative_price() -> None:
-    solution = select(
+    solution = partitioned(
         [9.0, 8.0, 7.0, 1.0], size=3, groups=[0, 0, 0, 1], minimum={1: 1}, names={1: "seven"}
     )
     assert solution.choice.tolist() == [True, True, False, True]
@@ -122,7 +134,7 @@ def test_a_binding_minimum_has_a_negative_price() -> None:
 def test_large_real_valued_pools_have_no_gap() -> None:
     rng = np.random.default_rng(1)
     utility, groups = rng.standard_normal(200_000) * 1e-6 - 3, rng.integers(0, 50, 200_000)
-    solution = select(
+    solution = partitioned(
         utility,
         size=80_000,
         groups=groups,
@@ -134,13 +146,12 @@ def test_large_real_valued_pools_have_no_gap() -> None:
 
 
 def test_the_bound_would_expose_a_wrong_choice() -> None:
-    from optimize.select import _Pool
-
     problem = Selection(utility=np.array([3.0, 2.0, 1.0]), size=1)
-    pool = _Pool.of(problem)
-    wrong = np.array([False, True, False])
-    price, group_prices = pool.prices(wrong)
-    assert pool.dual_value(1, price, group_prices) > 2.0
+    programme = Programme.of(problem, problem.pieces)
+    pool = thresholds._Pool.of(programme)
+    assert pool is not None
+    wrong = pool.prices(np.array([False, True, False]))
+    assert programme.bound(wrong, np.ones(1)) > 2.0
 
 
 @pytest.mark.parametrize(
@@ -161,7 +172,7 @@ def test_the_bound_would_expose_a_wrong_choice() -> None:
 def test_an_infeasible_problem_names_its_conflict(changes: dict, message: str) -> None:
     problem = {"utility": np.arange(6.0), "size": 3, "groups": np.array([0, 0, 0, 1, 1, 1])}
     with pytest.raises(InfeasibleProblem, match=message):
-        select(**{**problem, **changes})
+        partitioned(**{**problem, **changes})
 
 
 @pytest.mark.parametrize(
@@ -169,17 +180,17 @@ def test_an_infeasible_problem_names_its_conflict(changes: dict, message: str) -
     [
         ({"utility": [1.0, np.nan, 2.0]}, "utility of row 1 is nan"),
         ({"utility": [1.0, 2.0, np.inf]}, "utility of row 2 is inf"),
-        ({"utility": [[1.0, 2.0, 3.0]]}, "one number for each row"),
+        ({"utility": [[[1.0, 2.0, 3.0]]]}, "one number for each row"),
         ({"size": 1.5}, "size is 1.5; give a whole number"),
         ({"size": -1}, "size is -1"),
-        ({"groups": [0, 1]}, "one integer for each row"),
+        ({"groups": [0, 1]}, "the pool has 3 rows; give one integer for each row"),
         ({"groups": [0.0, 1.0, 2.0]}, "one integer for each row"),
-        ({"minimum": {0: 1}}, "no groups"),
+        ({"size": (1, 2, 3)}, "give a number, or the least and the most"),
     ],
 )
 def test_a_malformed_problem_is_refused(changes: dict, message: str) -> None:
     with pytest.raises(ShapeError, match=message):
-        select(**{"utility": [1.0, 2.0, 3.0], "size": 1, **changes})
+        partitioned(**{"utility": [1.0, 2.0, 3.0], "size": 1, **changes})
 
 
 def test_a_solution_is_frozen_and_its_gap_is_relative() -> None:

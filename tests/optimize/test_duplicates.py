@@ -1,0 +1,77 @@
+import numpy as np
+import pytest
+
+from optimize import duplicates
+from optimize.duplicates import near_duplicates, same_content
+from schemas.errors import ShapeError
+
+
+def connected(features: np.ndarray, threshold: float) -> np.ndarray:
+    """Groups by looking at every pair until nothing changes."""
+    units = features / np.linalg.norm(features, axis=1, keepdims=True)
+    alike = units @ units.T >= threshold
+    group = np.arange(len(units))
+    for _ in range(len(units)):
+        group = np.array([group[row].min() for row in alike])
+    return np.unique(group, return_inverse=True)[1]
+
+
+def crowd(seed: int) -> np.ndarray:
+    """Rows about 30 centres, whose cosines spread about 0.9."""
+    rng = np.random.default_rng(seed)
+    return rng.standard_normal((30, 8))[rng.integers(0, 30, 120)] + 0.2 * rng.standard_normal(
+        (120, 8)
+    )
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_groups_are_what_chains_of_near_pairs_connect(seed: int) -> None:
+    features = crowd(seed)
+    found = near_duplicates(features, 0.95)
+    np.testing.assert_array_equal(found, connected(features, 0.95))
+    assert 1 < len(np.unique(found)) < 120
+
+
+@pytest.mark.parametrize(("block", "pairs"), [(1, 1), (7, 10), (50, 3), (2_048, 1 << 20)])
+def test_groups_do_not_depend_on_where_the_rows_are_cut(
+    monkeypatch: pytest.MonkeyPatch, block: int, pairs: int
+) -> None:
+    features = crowd(0)
+    want = near_duplicates(features, 0.9)
+    monkeypatch.setattr(duplicates, "_BLOCK", block)
+    monkeypatch.setattr(duplicates, "_PAIRS", pairs)
+    np.testing.assert_array_equal(near_duplicates(features, 0.9), want)
+
+
+def test_groups_are_numbered_in_the_order_of_their_first_rows() -> None:
+    assert same_content([[2, 1], [0, 0], [2, 1], [5, 5], [0, 0]]).tolist() == [0, 1, 0, 2, 1]
+    assert near_duplicates([[0, 1], [1, 0], [0, 2], [1, 1]], 1.0).tolist() == [0, 1, 0, 2]
+
+
+def test_identical_rows_are_found_by_both() -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((50, 33))[rng.integers(0, 50, 400)]
+    np.testing.assert_array_equal(same_content(rows), near_duplicates(rows, 1.0))
+
+
+def test_content_is_of_values_whatever_the_shape() -> None:
+    pictures = np.zeros((3, 1, 2, 2), dtype=np.float32)
+    pictures[1] = -0.0
+    pictures[2, 0, 1, 1] = 1
+    assert same_content(pictures).tolist() == [0, 0, 1]
+    assert same_content(np.array(["a", "b", "a"])).tolist() == [0, 1, 0]
+
+
+def test_a_row_of_zeros_is_like_no_other() -> None:
+    assert near_duplicates(np.zeros((3, 4)), 0.5).tolist() == [0, 1, 2]
+
+
+def test_what_has_no_cosines_is_refused() -> None:
+    with pytest.raises(ShapeError, match="give finite numbers"):
+        near_duplicates([[np.nan, 1.0]], 0.9)
+    with pytest.raises(ShapeError, match="give finite numbers"):
+        near_duplicates([1.0, 2.0], 0.9)
+    with pytest.raises(ShapeError, match="threshold is 0"):
+        near_duplicates([[1.0, 2.0]], 0)
+    with pytest.raises(ShapeError, match="give numbers"):
+        same_content([object()])
