@@ -79,7 +79,7 @@ def test_all_models_come_back_as_bank_rows_that_were_trained_as_said() -> None:
         seed=int(bank.seeds[7]),
         training=problem.training,
     )
-    logits = problem.queries[0] @ state["weight"].numpy().T
+    logits = problem.queries[0].numpy() @ state["weight"].numpy().T
     np.testing.assert_allclose(problem.outputs_of(logits[None])[0], bank.outputs[7], atol=1e-4)
 
 
