@@ -37,6 +37,7 @@ class Purpose(StrEnum):
     REMOVAL = "removal"
     FOLDS = "folds"
     DESIGN = "design"
+    FORGET = "forget"
 
 
 # Fixed for ever: a changed number is a changed experiment. New purposes take the next free one.
@@ -58,6 +59,7 @@ PURPOSE_CODES: dict[Purpose, int] = {
     Purpose.REMOVAL: 15,
     Purpose.FOLDS: 16,
     Purpose.DESIGN: 17,
+    Purpose.FORGET: 18,
 }
 
 _ROUNDS = 10
