@@ -352,6 +352,7 @@ def directions_of(case: Case, trained: Trained, sets: Mapping[str, np.ndarray]) 
         forget=list(sets.values()),
         curvature="logistic",
         damping=1.0,
+        centred=True,
     )
 
 

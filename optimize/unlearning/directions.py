@@ -7,6 +7,10 @@ TRAK's score of a training row is linear in the query's gradient, and so is a su
 with the features phi, residuals Q and damped curvature K of the scores (`attribution.estimators.
 trak`). So the unlearned logits z'(x) = z(x) - a J(x) w of any input cost one Jacobian-vector
 product, and no score is formed. theta - w is the projected influence step itself.
+
+Where the training loss is a mean, fewer rows also carry less weight decay: removing row i removes
+grad l_i + wd theta, and at the minimum wd theta is minus the mean of all grad l. So a forget set is
+best read against a random one of its size: `centred` subtracts |F| times the mean row.
 """
 
 from collections.abc import Mapping, Sequence
@@ -62,6 +66,7 @@ def forget_directions(
     curvature: str = Curvature.GGN,
     damping: float = 1.0,
     leverage: bool = False,
+    centred: bool = False,
     projection: Projection | Mapping[str, Any] | None = None,
     ggn_classes: int = GGN_CLASSES,
     device: str = "auto",
@@ -78,6 +83,8 @@ def forget_directions(
         curvature: As `attribution.estimators.trak`; ``"ggn"`` is the closest to output units.
         damping: rho, as the scores'.
         leverage: A Newton step for each row alone, as the scores'.
+        centred: Sum of scores less that of a mean forget set of the same size. Without it, removing
+            10 % of the digits at random is said to cost 0.33 of the margin, and costs 0.04.
         projection: As the scores'; "auto" is refused, for it names no matrix.
         ggn_classes: As the scores'.
         device: auto, cpu or cuda.
@@ -121,7 +128,10 @@ def forget_directions(
         weights = features.residual.to(wide)
         if leverage:
             weights = weights * leverage_factor(gram, inverse)
-        asked = torch.from_numpy(members).to(weights) * weights
+        asked = torch.from_numpy(members).to(weights)
+        if centred:
+            asked = asked - asked.mean(1, keepdim=True)
+        asked = asked * weights
         solved = inverse.apply(asked @ gram.phi)
         p = sum(value[0].numel() for value in stack.params.values())
         found.append(

@@ -259,19 +259,23 @@ def _influence(given: _Given, method: InfluenceStep) -> Found:
 
 def _projected(given: _Given, method: ProjectedStep) -> Found:
     flat, spent = _directions(given, method)
-    along = given.stack.split(method.scale * flat)
-    moved = {name: value - along[name] for name, value in given.stack.params.items()}
-    return given.stack.with_params(moved), Cost(scoring=spent)
+    return _stepped(given.stack, flat, method.scale), Cost(scoring=spent)
+
+
+def _stepped(stack: ModelStack, flat: Tensor, scale: float) -> ModelStack:
+    along = stack.split(scale * flat)
+    return stack.with_params({name: value - along[name] for name, value in stack.params.items()})
 
 
 def _matching(given: _Given, method: Matching) -> Found:
     flat, spent = _directions(given, method)
     rows, epochs = _to_match(given, method)
     _, target = shifted(given.stack, given.inputs[rows], flat, method.scale, method.shared)
-    moved, cost = _tuned(given, given.table(rows, target), epochs, method.tuning)
+    start = _stepped(given.stack, flat, method.scale) if method.warm else given.stack
+    moved, processed = fine_tune(start, given.table(rows, target), epochs, method.tuning)
     # A shared change is the mean of all models': each of them was featurised and pushed for it.
     times = len(given.stack) if method.shared else 1
-    return moved, Cost(scoring=spent * times, teacher=JVP * len(rows) * times, tuning=cost.tuning)
+    return moved, Cost(scoring=spent * times, teacher=JVP * len(rows) * times, tuning=processed)
 
 
 def _oracle_matching(given: _Given, method: OracleMatching) -> Found:
@@ -320,6 +324,7 @@ def _directions(given: _Given, method: Matching | ProjectedStep) -> tuple[Tensor
         task=given.task,
         curvature=method.curvature,
         damping=method.damping,
+        centred=method.centred,
         projection=method.projection,
         device=given.stack.device.type,
         seed=given.seed,

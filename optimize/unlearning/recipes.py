@@ -159,12 +159,14 @@ class ProjectedStep:
         scale: a.
         curvature: As the scores'.
         damping: As the scores'.
+        centred: As `optimize.unlearning.directions.forget_directions`.
         projection: As the scores'.
     """
 
     scale: float = 1.0
     curvature: str = "logistic"
     damping: float = 1.0
+    centred: bool = True
     projection: Projection = field(default_factory=Projection)
 
 
@@ -179,20 +181,24 @@ class Matching:
         scale: a, from calibration.
         curvature: As the scores'; "logistic" needs one pass over the training rows, "ggn" four.
         damping: As the scores'.
+        centred: As `optimize.unlearning.directions.forget_directions`.
         projection: As the scores'.
         repeats: Times that each forgotten row is in an epoch.
         retain_per_forget: Other rows for each forgotten one, as far as there are so many.
         shared: The mean predicted change of all models for every model, not each its own.
+        warm: Start from the projected step theta - a w, whose logits are right to first order.
         tuning: How parameters are moved.
     """
 
     scale: float = 1.0
     curvature: str = "logistic"
     damping: float = 1.0
+    centred: bool = True
     projection: Projection = field(default_factory=Projection)
     repeats: int = 5
     retain_per_forget: float = 20.0
     shared: bool = False
+    warm: bool = False
     tuning: Tuning = Tuning(lr=1e-4, decay=0.95, epochs=4, batch_size=512)
 
 

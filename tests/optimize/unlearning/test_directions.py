@@ -68,6 +68,15 @@ def test_forget_sets_share_features_and_do_not_disturb_one_another() -> None:
     assert ggn.cost == 180
 
 
+def test_centred_directions_sum_to_nothing_over_all_rows() -> None:
+    parts = np.array_split(np.arange(60), 4)
+    common: dict[str, Any] = {"train": rows(), "forget": parts, "curvature": "logistic"}
+    plain = forget_directions(mlp, STATES, **common).flat
+    centred = forget_directions(mlp, STATES, centred=True, **common).flat
+    torch.testing.assert_close(centred.sum(0), torch.zeros_like(centred[0]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(centred, plain - plain.mean(0), rtol=1e-3, atol=1e-5)
+
+
 def test_a_shared_change_is_the_mean_over_models_and_scales_are_each_inputs_own() -> None:
     inputs = rows(4, key=2)[0]
     directions = forget_directions(mlp, STATES, train=rows(), forget=[FORGET])

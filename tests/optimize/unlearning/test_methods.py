@@ -131,7 +131,7 @@ def test_matching_reaches_the_predicted_logits_and_oracle_matching_the_oracles()
     before = predict(mlp, STATES, inputs)
     found = forget("matching", **options, scale=1.5)
     directions = forget_directions(
-        mlp, STATES, train=rows(), forget=[FORGET], curvature="logistic", damping=1.0
+        mlp, STATES, train=rows(), forget=[FORGET], curvature="logistic", damping=1.0, centred=True
     )
     stack = ModelStack.of(mlp, STATES)
     _, change = stack.pushed(torch.from_numpy(inputs), stack.split(directions.flat[0]))
@@ -142,6 +142,13 @@ def test_matching_reaches_the_predicted_logits_and_oracle_matching_the_oracles()
     found = forget("oracle_matching", **options)
     left = (predict(mlp, found.states, inputs) - oracles).norm() / (before - oracles).norm()
     assert float(left) < 0.3
+
+
+def test_a_warm_start_is_the_projected_step() -> None:
+    still = {"lr": 1e-12, "epochs": 1, "batch_size": 60}
+    warm = forget("matching", warm=True, scale=1.5, **still).states
+    for name, value in forget("projected", scale=1.5).states.items():
+        torch.testing.assert_close(warm[name], value)
 
 
 def test_fewer_oracles_than_models_are_taken_in_turn() -> None:
