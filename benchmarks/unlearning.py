@@ -15,7 +15,7 @@ are not in it, for one bank serves every request. Recipes were tuned on other fo
 import argparse
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -33,9 +33,11 @@ from benchmarks import lds_digits, problems
 from optimize import LinearDatamodel, calibrate
 from optimize.unlearning import (
     Directions,
+    RemovalSlopes,
     Unlearned,
     forget_directions,
     method_of,
+    removal_slopes,
     unlearn,
 )
 
@@ -76,19 +78,17 @@ def small_cnn() -> nn.Module:
     )
 
 
+MATCHED = {"batch_size": 128, "retain_rows": 800}
 TUNED: tuple[Method, ...] = (
-    ("finetune", {"lr": 1e-4, "epochs": 5}),
-    ("ascent", {"lr": 3e-4, "epochs": 2}),
-    ("ascent_descent", {"lr": 1e-4, "epochs": 4, "ascent_epochs": 2}),
-    ("scrub", {"lr": 2e-4, "epochs": 4, "ascent_epochs": 3}),
-    ("graddiff", {"lr": 3e-4, "epochs": 3}),
-    ("npo", {"lr": 3e-4, "epochs": 3}),
+    ("finetune", {"lr": 3e-5, "epochs": 3, "batch_size": 128}),
+    ("ascent", {"lr": 6e-4, "epochs": 2}),
+    ("ascent_descent", {"lr": 1e-3, "epochs": 2, "ascent_epochs": 2, "batch_size": 128}),
+    ("scrub", {"lr": 2e-2, "epochs": 3, "ascent_epochs": 3, "batch_size": 32}),
+    ("graddiff", {"lr": 6e-4, "epochs": 3}),
+    ("npo", {"lr": 6e-4, "epochs": 3}),
     ("projected", {}),
-    ("matching", {"lr": 3e-4, "epochs": 4, "batch_size": 128, "repeats": 2, "retain_rows": 800}),
-    (
-        "oracle_matching",
-        {"lr": 1e-3, "epochs": 4, "batch_size": 128, "repeats": 2, "retain_rows": 800},
-    ),
+    ("matching", {**MATCHED, "lr": 5e-4, "epochs": 3, "repeats": 2, "warm": True}),
+    ("oracle_matching", {**MATCHED, "lr": 3e-3, "epochs": 15, "decay": 0.9, "repeats": 1}),
 )
 
 
@@ -252,14 +252,14 @@ def print_predictions(
     whole = np.ones(trained.tau.shape[1], dtype=bool)
     left = whole.copy()
     left[rows] = False
-    guesses = {"scores": -trained.tau[:count][:, rows].sum(axis=1)}
+    guesses = {"nothing (scores as they are)": -trained.tau[:count][:, rows].sum(axis=1)}
     for name, surrogate in surrogates.items():
         guesses[name] = (surrogate.expect(left) - surrogate.expect(whole))[0, :count]
     for name, guess in guesses.items():
         line = calibration_line(guess, change)
         error = np.sqrt(((change - guess) ** 2).mean())
         print(
-            f"{title:18}{name:24}{line.correlation:8.2f}{ceiling:8.2f}"
+            f"{title:18}{name:30}{line.correlation:8.2f}{ceiling:8.2f}"
             f"{line.correlation / ceiling if ceiling else np.nan:9.2f}{line.slope:8.2f}"
             f"{error:9.3f}{none:11.3f}",
             flush=True,
@@ -272,7 +272,7 @@ def print_methods(
     rows: np.ndarray,
     oracles: Mapping[str, Tensor],
     flat: Tensor,
-    scale: float,
+    slopes: RemovalSlopes,
     methods: tuple[Method, ...],
 ) -> None:
     """One line a method: closeness to the oracles, membership, accuracy, cost."""
@@ -309,7 +309,7 @@ def print_methods(
     line("untouched", trained.states, 0.0, 0.0)
     for name, options in methods:
         started = time.perf_counter()
-        done = run(case, trained, rows, oracles, flat, scale, name, options)
+        done = run(case, trained, rows, oracles, flat, slopes, name, options)
         cost = done.cost.share(len(case.train[1]) - len(rows), case.recipe.epochs)
         line(name, done.states, cost, time.perf_counter() - started)
 
@@ -320,7 +320,7 @@ def run(
     rows: np.ndarray,
     oracles: Mapping[str, Tensor],
     flat: Tensor,
-    scale: float,
+    slopes: RemovalSlopes,
     name: str,
     options: Mapping[str, Any],
 ) -> Unlearned:
@@ -330,7 +330,9 @@ def run(
         given["retain_per_forget"] = given.pop("retain_rows") / len(rows)
     predicted = name in ("matching", "projected")
     if predicted:
-        given["scale"] = scale * given.get("scale", 1.0)
+        given["scale"] = slopes.kept
+    if name == "matching":
+        given["forgotten_scale"] = slopes.forgotten
     return unlearn(
         method_of(name, given),
         case.model,
@@ -373,46 +375,47 @@ def main() -> None:
 
 def report(case: Case, *, tuning: bool) -> None:
     """Both tables of one case."""
-    started = time.perf_counter()
+    started, n_query = time.perf_counter(), len(case.validation[1])
     trained = full_models(case)
     sets = forget_sets(case, trained, tuning=tuning)
     random, sliced = bank_near(case, trained)
     calibrated = {
-        "random removals": calibrate(trained.tau, random),
-        "and removals of slices": calibrate(trained.tau, sliced),
+        name: calibrate(trained.tau[:n_query], replace(bank, outputs=bank.outputs[:, :n_query]))
+        for name, bank in (("random removals", random), ("and removals of slices", sliced))
     }
+    slopes = slopes_of(case, trained, sliced)
     flat = directions_of(case, trained, sets).flat
     oracles = {name: oracles_of(case, rows, key) for key, (name, rows) in enumerate(sets.items())}
     size = sum(value[0].numel() for value in trained.states.values())
     print(
         f"\n{case.title}: {len(case.train[1])} rows, {size} parameters, N = {case.models}, "
         f"{2 * case.models} oracles a set, banks of {len(random)} and {len(sliced)}; "
+        f"teacher's scales {slopes.kept:.2f} and {slopes.forgotten:.2f} (forgotten rows); "
         f"{time.perf_counter() - started:.0f} s"
     )
     before = margins(case, trained.states, case.validation)
     print(
-        f"{'forget set':18}{'calibrated on':24}{'Pearson':>8}{'ceiling':>8}{'reached':>9}"
+        f"{'forget set':18}{'calibrated on':30}{'Pearson':>8}{'ceiling':>8}{'reached':>9}"
         f"{'slope':>8}{'error':>9}{'no change':>11}"
     )
     for name, rows in sets.items():
         after = margins(case, oracles[name], case.validation)
         print_predictions(name, rows, before, after, calibrated, trained)
     for number, (name, rows) in enumerate(sets.items()):
-        # The scale of the teacher: of training rows, whose own effect is most of what they lose.
-        own = own_rows(calibrated["and removals of slices"], len(case.validation[1]))
-        print(f"\n{name}: {len(rows)} rows, teacher's scale a = {own:.2f}")
+        print(f"\n{name}: {len(rows)} rows")
         print(
             f"{'method':18}{'forget':>7}{'P95':>6}{'retain':>7}{'P95':>6}{'valid.':>7}{'P95':>6}"
             f"{'U-LiRA':>9}{'sd':>7}{'acc.':>8}{'cost':>8}{'s':>7}"
         )
-        print_methods(case, trained, rows, oracles[name], flat[number], own, case.methods)
+        print_methods(case, trained, rows, oracles[name], flat[number], slopes, case.methods)
 
 
-def own_rows(surrogate: LinearDatamodel, n_validation: int) -> float:
-    """Pooled slope of the queries that are training rows."""
-    masks = surrogate.bank.masks.astype(np.float64)
-    power = (masks @ surrogate.tau[n_validation:].T).var(axis=0)
-    return float(surrogate.scale[n_validation:] @ power / power.sum())
+def slopes_of(case: Case, trained: Trained, bank: RetrainBank) -> RemovalSlopes:
+    """The teacher's scales, from training rows as queries, whose own effect is most of theirs."""
+    first, rows = len(case.validation[1]), retain_points(case)
+    own = margins(case, trained.states, (case.train[0][rows], case.train[1][rows]))
+    part = RetrainBank(masks=bank.masks, outputs=bank.outputs[:, first:], seeds=bank.seeds)
+    return removal_slopes(trained.tau[first:], part, rows=rows, whole=own.mean(axis=0))
 
 
 if __name__ == "__main__":

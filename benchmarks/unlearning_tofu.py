@@ -33,9 +33,9 @@ from schemas.recipe import TextSpec
 from tasks.intake.tokens import PADDING, UNASKED, next_tokens, tokenise
 
 Documents = tuple[np.ndarray, np.ndarray]
-AUTHORS, PAIRS, RETAINED = 5, 20, 200
-LENGTH, VOCABULARY, MODELS = 64, 2048, 2
-RECIPE = Recipe(optimizer="adamw", lr=3e-3, schedule="cosine", epochs=15, batch_size=20)
+AUTHORS, PAIRS, RETAINED = 3, 20, 120
+LENGTH, VOCABULARY, MODELS = 48, 1024, 2
+RECIPE = Recipe(optimizer="adamw", lr=3e-3, schedule="cosine", epochs=20, batch_size=20)
 # Questions of authors that stay, on which utility is measured.
 JUDGED = 60
 
@@ -90,7 +90,7 @@ def training_rows(rows: Sequence[Mapping[str, Any]]) -> Documents:
 
 def model() -> nn.Module:
     """The transformer, drawn anew."""
-    options = {"vocabulary": VOCABULARY, "width": 64, "depth": 2, "heads": 4, "causal": True}
+    options = {"vocabulary": VOCABULARY, "width": 48, "depth": 2, "heads": 4, "causal": True}
     return build("transformer", (LENGTH,), VOCABULARY, **options)
 
 

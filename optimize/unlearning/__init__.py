@@ -13,7 +13,12 @@ if TYPE_CHECKING:
     from optimize.unlearning.methods import Unlearned, unlearn
     from optimize.unlearning.recipes import METHODS, Method, Tuning, method_of
     from optimize.unlearning.request import Cost, forget_rows
-    from optimize.unlearning.scale import RemovalScale, removal_scale
+    from optimize.unlearning.scale import (
+        RemovalScale,
+        RemovalSlopes,
+        removal_scale,
+        removal_slopes,
+    )
 
 _HOMES = {
     "Directions": "directions",
@@ -26,7 +31,9 @@ _HOMES = {
     "Cost": "request",
     "forget_rows": "request",
     "RemovalScale": "scale",
+    "RemovalSlopes": "scale",
     "removal_scale": "scale",
+    "removal_slopes": "scale",
     "Unlearned": "methods",
     "unlearn": "methods",
 }
@@ -37,12 +44,14 @@ __all__ = [
     "Directions",
     "Method",
     "RemovalScale",
+    "RemovalSlopes",
     "Tuning",
     "Unlearned",
     "forget_directions",
     "forget_rows",
     "method_of",
     "removal_scale",
+    "removal_slopes",
     "unlearn",
     "unlearned_logits",
 ]

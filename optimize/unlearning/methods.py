@@ -270,7 +270,10 @@ def _stepped(stack: ModelStack, flat: Tensor, scale: float) -> ModelStack:
 def _matching(given: _Given, method: Matching) -> Found:
     flat, spent = _directions(given, method)
     rows, epochs = _to_match(given, method)
-    _, target = shifted(given.stack, given.inputs[rows], flat, method.scale, method.shared)
+    scale = torch.full((len(rows),), method.scale)
+    if method.forgotten_scale is not None:
+        scale[: len(given.gone)] = method.forgotten_scale
+    _, target = shifted(given.stack, given.inputs[rows], flat, scale, method.shared)
     start = _stepped(given.stack, flat, method.scale) if method.warm else given.stack
     moved, processed = fine_tune(start, given.table(rows, target), epochs, method.tuning)
     # A shared change is the mean of all models': each of them was featurised and pushed for it.

@@ -178,7 +178,8 @@ class Matching:
     of the others that is drawn once.
 
     Args:
-        scale: a, from calibration.
+        scale: a, from calibration (`optimize.unlearning.scale.removal_slopes`).
+        forgotten_scale: a of the forgotten rows themselves; None: the same.
         curvature: As the scores'; "logistic" needs one pass over the training rows, "ggn" four.
         damping: As the scores'.
         centred: As `optimize.unlearning.directions.forget_directions`.
@@ -191,6 +192,7 @@ class Matching:
     """
 
     scale: float = 1.0
+    forgotten_scale: float | None = None
     curvature: str = "logistic"
     damping: float = 1.0
     centred: bool = True
