@@ -90,6 +90,11 @@ class Gram:
                 "curvature='after-kernel' or earlier checkpoints"
             )
 
+    @property
+    def weighted(self) -> Tensor:
+        """R^1/2 Phi [n, k], what each row's margin adds to K."""
+        return self._psi[: len(self.phi)]
+
     def factor(self, rho: float) -> "Inverse":
         """(K + lambda I)^-1 for lambda = rho * unit.
 

@@ -328,6 +328,7 @@ def _directions(given: _Given, method: Matching | ProjectedStep) -> tuple[Tensor
         curvature=method.curvature,
         damping=method.damping,
         centred=method.centred,
+        newton=method.newton,
         projection=method.projection,
         device=given.stack.device.type,
         seed=given.seed,

@@ -160,13 +160,15 @@ class ProjectedStep:
         curvature: As the scores'.
         damping: As the scores'.
         centred: As `optimize.unlearning.directions.forget_directions`.
+        newton: Likewise; a and the best damping are then smaller, near 1 and 0.3.
         projection: As the scores'.
     """
 
     scale: float = 1.0
     curvature: str = "logistic"
-    damping: float = 1.0
+    damping: float = 0.3
     centred: bool = True
+    newton: bool = True
     projection: Projection = field(default_factory=Projection)
 
 
@@ -183,6 +185,7 @@ class Matching:
         curvature: As the scores'; "logistic" needs one pass over the training rows, "ggn" four.
         damping: As the scores'.
         centred: As `optimize.unlearning.directions.forget_directions`.
+        newton: Likewise; a and the best damping are then smaller, near 1 and 0.3.
         projection: As the scores'.
         repeats: Times that each forgotten row is in an epoch.
         retain_per_forget: Other rows for each forgotten one, as far as there are so many.
@@ -194,8 +197,9 @@ class Matching:
     scale: float = 1.0
     forgotten_scale: float | None = None
     curvature: str = "logistic"
-    damping: float = 1.0
+    damping: float = 0.3
     centred: bool = True
+    newton: bool = True
     projection: Projection = field(default_factory=Projection)
     repeats: int = 5
     retain_per_forget: float = 20.0

@@ -5,7 +5,9 @@ import pytest
 import torch
 
 from attribution import attribute
+from attribution.estimators.features import featurize
 from attribution.outputs import evaluate
+from attribution.projection import Projection, backproject
 from attribution.training import predict
 from optimize.unlearning import forget_directions, unlearned_logits
 from schemas.errors import CheckpointError, ShapeError
@@ -75,6 +77,32 @@ def test_centred_directions_sum_to_nothing_over_all_rows() -> None:
     centred = forget_directions(mlp, STATES, centred=True, **common).flat
     torch.testing.assert_close(centred.sum(0), torch.zeros_like(centred[0]), atol=1e-5, rtol=0)
     torch.testing.assert_close(centred, plain - plain.mean(0), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("dim", [40, 400])
+def test_newton_directions_solve_with_the_curvature_of_the_rows_that_stay(dim: int) -> None:
+    projection = Projection(kind="rademacher", dim=dim)
+    common: dict[str, Any] = {"curvature": "logistic", "damping": 0.3, "projection": projection}
+    found = forget_directions(mlp, STATES, train=rows(), forget=[FORGET], newton=True, **common)
+    options: dict[str, Any] = {"output": "margin", "task": "classification"}
+    for checkpoint, state in enumerate(checkpoints()):
+        features = featurize(
+            mlp(), state, rows(), projection=projection, checkpoint=checkpoint, **options
+        )
+        phi, r, q = (
+            value.double() for value in (features.sketch, features.curvature, features.residual)
+        )
+        whole = phi.T @ (r[:, None] * phi)
+        ridge = 0.3 * whole.trace() / min(60, dim)
+        kept = torch.ones(60, dtype=torch.bool)
+        kept[FORGET] = False
+        left = phi[kept].T @ (r[kept, None] * phi[kept]) + ridge * torch.eye(dim)
+        v = torch.linalg.solve(left, phi[FORGET].T @ q[FORGET])
+        p = found.flat.shape[2]
+        want = backproject(v, projection, seed=0, checkpoint=checkpoint, p=p)
+        torch.testing.assert_close(
+            found.flat[0, checkpoint], want.float(), rtol=1e-3, atol=1e-4 * float(want.abs().max())
+        )
 
 
 def test_a_shared_change_is_the_mean_over_models_and_scales_are_each_inputs_own() -> None:

@@ -58,10 +58,11 @@ def test_rows_that_go_have_a_slope_of_their_own() -> None:
     outputs = whole + np.where(masks[:, rows], 3.0, 4.0) * change
     outputs += 0.1 * draw.standard_normal(outputs.shape)
     bank = RetrainBank(masks=masks, outputs=outputs, seeds=seeds, alpha=alpha)
-    found = removal_slopes(tau, bank, rows=rows, whole=whole)
+    found = removal_slopes(change, bank, rows=rows, whole=whole)
     assert (found.kept, found.forgotten) == pytest.approx((3.0, 4.0), rel=0.01)
     assert sum(found.pairs) == 200 * N_QUERY
     with pytest.raises(ShapeError, match="do not fit"):
-        removal_slopes(tau[:2], bank, rows=rows, whole=whole)
+        removal_slopes(change[:2], bank, rows=rows, whole=whole)
+    having = masks[:, rows].all(axis=1)
     with pytest.raises(ShapeError, match="drops some"):
-        removal_slopes(tau, bank.subset(masks[:, rows].all(axis=1)), rows=rows, whole=whole)
+        removal_slopes(change[having], bank.subset(having), rows=rows, whole=whole)
