@@ -172,17 +172,51 @@ def logit_changes(
         ShapeError: There are not as many of one as of another, or the features were made with
             another projection, seed or checkpoint.
     """
+    directions = parameter_directions(
+        model,
+        checkpoints,
+        inputs,
+        vectors,
+        train=train,
+        projection=projection,
+        seed=seed,
+        device=device,
+        dtype=dtype,
+    )
+    rows = _unlabelled(inputs)
+    size = batch_rows(batch_size, layout_of(model).size)
+    changes = []
+    for state, direction in zip(checkpoints, directions, strict=True):
+        net = private_copy(model, state, device=device, dtype=dtype)
+        parts = [
+            -jacobian_product(net, to(batch, device, dtype), direction).detach()
+            for _, batch, _ in rows.batches(size)
+        ]
+        changes.append(torch.cat(parts))
+    return torch.stack(changes).to("cpu", torch.float32).numpy()
+
+
+def parameter_directions(
+    model: nn.Module,
+    checkpoints: Sequence[Mapping[str, Any]],
+    inputs: Any,
+    vectors: Sequence[Tensor],
+    *,
+    train: Sequence[Features],
+    projection: Projection,
+    seed: int = 0,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> list[Tensor]:
+    """P v at each checkpoint, [p] each; arguments and errors as `logit_changes`."""
     if not len(checkpoints) == len(vectors) == len(train) > 0:
         raise ShapeError(
             f"there are {len(checkpoints)} checkpoints, {len(vectors)} vectors and features of "
             f"{len(train)}; give one of each for each checkpoint"
         )
-    length = len(next(iter(inputs.values())) if isinstance(inputs, Mapping) else inputs)
-    rows = Rows((inputs, np.zeros(length, dtype=np.float32)), "inputs")
-    size = batch_rows(batch_size, layout_of(model).size)
-    changes = []
+    first, targets = _unlabelled(inputs).batch(0, 1)
+    directions = []
     for number, (state, vector, own) in enumerate(zip(checkpoints, vectors, train, strict=True)):
-        first, targets = rows.batch(0, 1)
         owner = PerExampleGradients(model, state, output=_summed, device=device, dtype=dtype)
         blocks = owner.run(first, targets).blocks()
         p = owner.layout.size
@@ -200,17 +234,26 @@ def logit_changes(
             p=p,
             layers=blocks.outer_layers(),
         )
-        net = private_copy(model, state, device=device, dtype=dtype)
-        parts = [
-            -_jacobian_product(net, to(batch, device, dtype), direction)
-            for _, batch, _ in rows.batches(size)
-        ]
-        changes.append(torch.cat(parts))
-    return torch.stack(changes).to("cpu", torch.float32).numpy()
+        directions.append(direction)
+    return directions
 
 
-def _jacobian_product(net: nn.Module, inputs: Any, direction: Tensor) -> Tensor:
-    """J w [B, K]. J^T u is linear in u, so its derivative along w is J w: no forward mode."""
+def _unlabelled(inputs: Any) -> Rows:
+    length = len(next(iter(inputs.values())) if isinstance(inputs, Mapping) else inputs)
+    return Rows((inputs, np.zeros(length, dtype=np.float32)), "inputs")
+
+
+def jacobian_product(
+    net: nn.Module, inputs: Any, direction: Tensor, *, create_graph: bool = False
+) -> Tensor:
+    """J w [B, K]. J^T u is linear in u, so its derivative along w is J w: no forward mode.
+
+    Args:
+        net: In eval mode.
+        inputs: A batch.
+        direction: w [p], over the parameters that require gradients.
+        create_graph: Keep what differentiates the product by the inputs.
+    """
     weights = [value for value in net.parameters() if value.requires_grad]
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # the fused kernels derive only once
         logits = call(net, inputs)
@@ -221,8 +264,8 @@ def _jacobian_product(net: nn.Module, inputs: Any, direction: Tensor) -> Tensor:
         sizes = [value.numel() for value in weights]
         pairs = zip(found, direction.split(sizes), strict=True)
         product = sum((g.flatten() @ w for g, w in pairs if g is not None), probe.sum() * 0)
-        (result,) = torch.autograd.grad(product, probe)
-    return result.detach()
+        (result,) = torch.autograd.grad(product, probe, create_graph=create_graph)
+    return result
 
 
 def _column(

@@ -1,0 +1,226 @@
+"""Moves: labels put on rows, as problems, as random baselines, and as training sets.
+
+A flip moves the label of a training row; an insertion adds a candidate. To train many poisoned
+models as one, every candidate is a further row of one enlarged training set, its universe, and a
+poisoned model is a mask of it: without the rows that are flipped, with their flipped copies. Banks,
+surrogates and LDS then need nothing new.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from optimize.poisoning.problem import Poisoning
+from schemas.errors import InfeasibleProblem, ShapeError
+
+Float64 = npt.NDArray[np.float64]
+BoolArray = npt.NDArray[np.bool_]
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moves:
+    """Labels put on rows.
+
+    Attributes:
+        rows: Int [n_moves], rows of the training set, or of the pool that is inserted from.
+        labels: Int [n_moves], the label each gets.
+
+    Raises:
+        ShapeError: They are not as many of one as of the other.
+    """
+
+    rows: IntArray
+    labels: IntArray
+
+    def __post_init__(self) -> None:
+        rows, labels = np.asarray(self.rows), np.asarray(self.labels)
+        if rows.ndim != 1 or rows.shape != labels.shape:
+            raise ShapeError(
+                f"moves have rows of shape {rows.shape} and labels of shape {labels.shape}; give "
+                "one label for each row"
+            )
+        object.__setattr__(self, "rows", rows.astype(np.int64))
+        object.__setattr__(self, "labels", labels.astype(np.int64))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, chosen: npt.ArrayLike) -> "Moves":
+        """Some of the moves, by position or by a mask such as `Solution.choice`."""
+        places = np.asarray(chosen)
+        return Moves(rows=self.rows[places], labels=self.labels[places])
+
+    def gains(self, effects: Float64, own: npt.ArrayLike | None = None) -> Float64:
+        """What each move adds to an aggregate, from `label_effects` [n, K]: float64 [n_moves].
+
+        Args:
+            effects: Effect of training on each row under each label.
+            own: The labels [n] that flips take away; None for insertions, which take none.
+        """
+        gained = effects[self.rows, self.labels]
+        if own is None:
+            return gained
+        return gained - effects[self.rows, np.asarray(own)[self.rows]]
+
+
+def flips(labels: npt.ArrayLike, n_classes: int, rows: npt.ArrayLike | None = None) -> Moves:
+    """Every flip of some rows to every other class.
+
+    Args:
+        labels: Int [n], the labels of the training set.
+        n_classes: Classes K.
+        rows: Rows that may be flipped; None for all.
+    """
+    own = np.asarray(labels)
+    allowed = np.arange(len(own)) if rows is None else np.asarray(rows)
+    shift = np.arange(1, n_classes)
+    moved = (own[allowed][:, None] + shift) % n_classes
+    return Moves(rows=np.repeat(allowed, n_classes - 1), labels=moved.ravel())
+
+
+def worst_moves(
+    moves: Moves,
+    target: Float64,
+    side: Float64,
+    *,
+    budget: int,
+    own: npt.ArrayLike | None = None,
+    better: int = 1,
+    allowance: float = np.inf,
+) -> Poisoning:
+    """The problem of harming a target most, from effects of rows under labels.
+
+    Args:
+        moves: Flips, or insertions of candidates.
+        target: `label_effects` [n, K] on the weighted mean output of the targets.
+        side: The same on everything else.
+        budget: Moves at most.
+        own: The labels that flips take away; None for insertions.
+        better: +1 where a better model has more of the output (margin), -1 for a loss.
+        allowance: What everything else may lose, in the unit of `side`.
+    """
+    return Poisoning(
+        damage=-better * moves.gains(target, own),
+        side=better * moves.gains(side, own),
+        rows=moves.rows,
+        budget=budget,
+        allowance=allowance,
+    )
+
+
+def random_flips(
+    labels: npt.ArrayLike,
+    n_classes: int,
+    budget: int,
+    rng: np.random.Generator,
+    *,
+    inside: int | None = None,
+) -> Moves:
+    """Flips of random rows to random other classes: what no plan at all would do.
+
+    Args:
+        labels: Int [n].
+        n_classes: Classes K.
+        budget: Rows to flip.
+        rng: Where they are drawn from.
+        inside: The class whose rows are flipped; None for rows of any class.
+
+    Raises:
+        InfeasibleProblem: There are fewer rows than the budget.
+    """
+    own = np.asarray(labels)
+    pool = np.arange(len(own)) if inside is None else np.flatnonzero(own == inside)
+    if budget > len(pool):
+        raise InfeasibleProblem(f"{budget} flips are asked of {len(pool)} rows; ask for fewer")
+    rows = rng.choice(pool, budget, replace=False)
+    return Moves(rows=rows, labels=(own[rows] + rng.integers(1, n_classes, budget)) % n_classes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Universe:
+    """A training set enlarged by candidates, and the poisoned sets as masks of it.
+
+    Attributes:
+        train: Inputs [n + n_candidates, ...] and targets, the clean rows first.
+        masks: Bool [n_sets, n + n_candidates], one poisoned training set each.
+        clean: Bool [n + n_candidates], the training set as it was.
+        candidates: The moves behind the rows after the clean ones.
+    """
+
+    train: tuple[npt.NDArray[np.floating], IntArray]
+    masks: BoolArray
+    clean: BoolArray
+    candidates: Moves
+
+    @classmethod
+    def of_flips(
+        cls, train: tuple[npt.NDArray[np.floating], IntArray], sets: Sequence[Moves]
+    ) -> "Universe":
+        """The universe of some sets of flips.
+
+        Raises:
+            ShapeError: A set flips a row twice, or not at all.
+        """
+        inputs, labels = train
+        for number, one in enumerate(sets):
+            if len(np.unique(one.rows)) < len(one) or (one.labels == labels[one.rows]).any():
+                raise ShapeError(f"set {number} flips a row twice or to its own label; flip once")
+        universe = cls._enlarged(train, inputs, sets)
+        for mask, one in zip(universe.masks, sets, strict=True):
+            mask[one.rows] = False
+        return universe
+
+    @classmethod
+    def of_insertions(
+        cls,
+        train: tuple[npt.NDArray[np.floating], IntArray],
+        pool: npt.NDArray[np.floating],
+        sets: Sequence[Moves],
+    ) -> "Universe":
+        """The universe of some sets of insertions from a pool of inputs."""
+        return cls._enlarged(train, pool, sets)
+
+    @classmethod
+    def _enlarged(
+        cls,
+        train: tuple[npt.NDArray[np.floating], IntArray],
+        pool: npt.NDArray[np.floating],
+        sets: Sequence[Moves],
+    ) -> "Universe":
+        inputs, labels = train
+        n = len(labels)
+        places: dict[tuple[int, int], int] = {}
+        columns = []
+        for one in sets:
+            pairs = zip(one.rows.tolist(), one.labels.tolist(), strict=True)
+            columns.append([places.setdefault(pair, n + len(places)) for pair in pairs])
+        used = np.array(list(places), dtype=np.int64).reshape(-1, 2)
+        candidates = Moves(rows=used[:, 0], labels=used[:, 1])
+        clean = np.arange(n + len(candidates)) < n
+        masks = np.tile(clean, (len(sets), 1))
+        for mask, own in zip(masks, columns, strict=True):
+            mask[own] = True
+        return cls(
+            train=(
+                np.concatenate([inputs, pool[candidates.rows]]),
+                np.concatenate([labels, candidates.labels]),
+            ),
+            masks=masks,
+            clean=clean,
+            candidates=candidates,
+        )
+
+    def effects(self, of_train: Float64, of_pool: Float64 | None = None) -> Float64:
+        """`label_effects` as scores of the universe's rows, float64 [n + n_candidates].
+
+        Args:
+            of_train: Effects of the training rows [n, K].
+            of_pool: Effects of the pool [m, K] that is inserted from; None for flips.
+        """
+        n = int(self.clean.sum())
+        source = of_train if of_pool is None else of_pool
+        own = of_train[np.arange(n), self.train[1][:n]]
+        return np.concatenate([own, source[self.candidates.rows, self.candidates.labels]])
