@@ -1,3 +1,4 @@
+import ctypes
 import itertools
 
 import numpy as np
@@ -67,6 +68,23 @@ def test_real_valued_flips_of_many_rows_are_solved_to_the_end(allowance: float) 
     refuse_infeasible(problem, solution.choice)
     assert solution.status is Status.OPTIMAL
     assert solution.value == pytest.approx(problem.damage[solution.choice].sum())
+
+
+def test_the_solver_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    """On this problem HiGHS printed a line from C, past every option."""
+    rng = np.random.default_rng(6)
+    damage = rng.gamma(0.3, 1, (300, 9))
+    side = 0.1 * rng.standard_normal((300, 9)) - damage * rng.uniform(0, 1, (300, 9))
+    problem = Poisoning(
+        damage=damage.ravel(),
+        side=side.ravel(),
+        rows=np.repeat(np.arange(300), 9),
+        budget=30,
+        allowance=rng.uniform(1, 20),
+    )
+    assert solve_poisoning(problem).status is Status.OPTIMAL
+    ctypes.CDLL(None).fflush(None)
+    assert capfd.readouterr().out == ""
 
 
 def test_without_an_allowance_the_worst_moves_are_the_best_of_each_row() -> None:
