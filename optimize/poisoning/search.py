@@ -76,31 +76,17 @@ class Lens:
         moved = labels.copy()
         if flipped is not None:
             moved[flipped.rows] = flipped.labels
-        keys = [
-            int(stream(self.seed, Purpose.POISON, number, each).integers(2**62))
-            for each in range(self.checkpoints)
-        ]
-        everything = np.ones((self.checkpoints, len(labels)), dtype=bool)
-        trained = train_models(
-            self.retraining.model,
-            (inputs, moved),
-            masks=everything,
-            seeds=keys,
-            training=self.retraining.training,
-            device=self.retraining.device,
-        )
-        states = [dict(trained.state(each)) for each in range(self.checkpoints)]
+        states = self._networks((inputs, moved), number)
         net = fresh(self.retraining.model, 0)
         train = self._features(net, states, (inputs, moved), Output.MARGIN)
         queries = self._features(net, states, self.retraining.queries, output)
+        options: dict[str, Any] = {"curvature": self.curvature, "damping": self.damping}
         found = [
             label_effects(
                 net,
                 states,
                 inputs,
-                target_vectors(
-                    train, queries, each, curvature=self.curvature, damping=self.damping
-                ),
+                target_vectors(train, queries, each, **options),
                 train=train,
                 projection=self.projection,
                 seed=self.seed,
@@ -108,6 +94,22 @@ class Lens:
             for each in np.atleast_2d(given)
         ]
         return np.stack(found) if given.ndim == 2 else found[0]
+
+    def _networks(self, train: Arrays, number: int) -> list[dict[str, Any]]:
+        """The states of networks that saw all rows."""
+        keys = [
+            int(stream(self.seed, Purpose.POISON, number, each).integers(2**62))
+            for each in range(self.checkpoints)
+        ]
+        trained = train_models(
+            self.retraining.model,
+            train,
+            masks=np.ones((self.checkpoints, len(train[1])), dtype=bool),
+            seeds=keys,
+            training=self.retraining.training,
+            device=self.retraining.device,
+        )
+        return [dict(trained.state(each)) for each in range(self.checkpoints)]
 
     def _features(
         self, net: nn.Module, states: list[dict[str, Any]], rows: Arrays, output: str
