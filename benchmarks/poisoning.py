@@ -52,17 +52,19 @@ class Setting:
 
     name: str
     seed: int
+    train: Pair
+    tested: Pair
     retraining: Retraining
     target: int
 
     @property
     def labels(self) -> np.ndarray:
         """Of the training rows."""
-        return np.asarray(self.retraining.train[1])
+        return self.train[1]
 
     def queries(self, part: str) -> np.ndarray:
         """Test rows: named by the attacker, held out of the target class, or all others."""
-        own = np.asarray(self.retraining.queries[1]) == self.target
+        own = self.tested[1] == self.target
         place = np.cumsum(own) % 2 == 0
         return np.flatnonzero({"named": own & place, "held": own & ~place, "other": ~own}[part])
 
@@ -91,6 +93,8 @@ def settings(only: list[str], seeds: int) -> Iterator[Setting]:
             yield Setting(
                 name=name,
                 seed=seed,
+                train=train,
+                tested=queries,
                 retraining=Retraining(
                     model=model, train=train, queries=queries, training=recipe, seeds=SEEDS
                 ),
@@ -195,7 +199,7 @@ def scales(
         for reach in (2, 3, 4, 6, 8):
             rows = rng.choice(order[: reach * budget], budget, replace=False)
             sets.append(Moves(rows=rows, labels=label[rows]))
-    models = trained(replace(setting.retraining, seeds=2, seed=10_000 + setting.seed), sets)
+    models = trained(setting, sets, seeds=2, seed=10_000 + setting.seed)
     fitted = [
         fit_scale([one.gains(effects, setting.labels).sum() for one in sets], models.changes(part))
         for effects, part in (
@@ -221,9 +225,10 @@ def draws(setting: Setting, budget: int, count: int, key: int) -> list[Moves]:
     ]
 
 
-def trained(retraining: Retraining, sets: list[Moves]) -> PoisonedModels:
+def trained(setting: Setting, sets: list[Moves], **changes: int) -> PoisonedModels:
     """Models of some sets of flips."""
-    return train_poisoned(retraining, Universe.of_flips(retraining.train, sets))
+    universe = Universe.of_flips(setting.train, sets)
+    return train_poisoned(replace(setting.retraining, **changes), universe)
 
 
 def report(
@@ -234,7 +239,7 @@ def report(
     summary: Summary,
 ) -> None:
     """Retrain, with seeds that nothing was fitted to, and print one budget."""
-    models = trained(replace(setting.retraining, seed=20_000 + setting.seed), sets)
+    models = trained(setting, sets, seed=20_000 + setting.seed)
     loss, held = (models.losses(setting.queries(part)).mean(axis=1) for part in ("named", "held"))
     accuracy = 100 * models.accuracies(setting.queries("other")).mean(axis=1)
     predicted = scale([one.gains(target, setting.labels).sum() for one in sets])

@@ -48,7 +48,7 @@ TENTHS = 1_000
 
 def defend(setting: Setting) -> dict[tuple[str, str], np.ndarray]:
     """Plant flips and a trigger, screen, sanitise, retrain: numbers of each (attack, screen)."""
-    inputs, labels = setting.retraining.train
+    inputs, labels = setting.train
     budget = round(SHARES[-1] * len(labels))
     lens = Lens(
         retraining=setting.retraining,
@@ -112,7 +112,7 @@ def screened(setting: Setting, train: Pair, budget: int) -> dict[str, np.ndarray
     keys = [int(stream(setting.seed, Purpose.INIT, c).integers(2**62)) for c in range(CHECKPOINTS)]
     found = models(np.ones((CHECKPOINTS, n), dtype=bool), np.array(keys))
     states = [dict(found.state(c)) for c in range(CHECKPOINTS)]
-    own, asked = (features(net, states, rows) for rows in (train, retraining.queries))
+    own, asked = (features(net, states, rows) for rows in (train, setting.tested))
     hidden = np.concatenate([hidden_of(net, state, train[0]) for state in states], axis=1)
     halves, seeds, _ = draw_masks(n, 20, [0.5], 1, setting.seed)
     unseen = np.where(halves, np.nan, np.logaddexp(0, -margins(halves, seeds)))
@@ -164,7 +164,7 @@ def harm_of(
 ) -> tuple[np.ndarray, np.ndarray]:
     """What an attack still does after training on some rows, and the accuracy elsewhere, in %."""
     retraining = replace(setting.retraining, train=train, seeds=3, seed=30_000 + setting.seed)
-    inputs, labels = setting.retraining.queries
+    inputs, labels = setting.tested
     if name == "trigger":
         others = labels != setting.target
         stamped = stamp(setting.name, inputs[others])
@@ -180,7 +180,7 @@ def harm_of(
 
 def vote(setting: Setting) -> None:
     """Certified accuracy of partition and finite aggregation."""
-    train, (inputs, labels) = setting.retraining.train, setting.retraining.queries
+    train, (inputs, labels) = setting.train, setting.tested
     for spread in (1, 2):
         dealt = partition(train, 20, spread=spread)
         votes = train_votes(

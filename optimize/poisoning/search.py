@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import nn
 
 from attribution.estimators.features import Features, featurize
@@ -20,9 +21,9 @@ from attribution.models import fresh
 from attribution.outputs import FALLING, Output
 from attribution.projection import Projection
 from attribution.retraining import Retraining
+from attribution.rows import Rows, Source
 from attribution.streams import Purpose, stream
 from attribution.training import train_models
-from attribution.training.jobs import Arrays
 from optimize.poisoning.effects import label_effects, target_vectors
 from optimize.poisoning.moves import Moves, flips, worst_moves
 from optimize.poisoning.problem import solve_poisoning
@@ -72,10 +73,10 @@ class Lens:
             Float64 [n, K], or [n_sums, n, K].
         """
         given = np.asarray(weights, dtype=np.float64)
-        inputs, labels = (np.asarray(part) for part in self.retraining.train)
-        moved = labels.copy()
+        inputs, labels = Rows(self.retraining.train, "train").whole()
+        moved = labels.clone()
         if flipped is not None:
-            moved[flipped.rows] = flipped.labels
+            moved[torch.as_tensor(flipped.rows)] = torch.as_tensor(flipped.labels)
         states = self._networks((inputs, moved), number)
         net = fresh(self.retraining.model, 0)
         train = self._features(net, states, (inputs, moved), Output.MARGIN)
@@ -95,7 +96,7 @@ class Lens:
         ]
         return np.stack(found) if given.ndim == 2 else found[0]
 
-    def _networks(self, train: Arrays, number: int) -> list[dict[str, Any]]:
+    def _networks(self, train: Source, number: int) -> list[dict[str, Any]]:
         """The states of networks that saw all rows."""
         keys = [
             int(stream(self.seed, Purpose.POISON, number, each).integers(2**62))
@@ -104,7 +105,7 @@ class Lens:
         trained = train_models(
             self.retraining.model,
             train,
-            masks=np.ones((self.checkpoints, len(train[1])), dtype=bool),
+            masks=np.ones((self.checkpoints, self.retraining.n_train), dtype=bool),
             seeds=keys,
             training=self.retraining.training,
             device=self.retraining.device,
@@ -112,7 +113,7 @@ class Lens:
         return [dict(trained.state(each)) for each in range(self.checkpoints)]
 
     def _features(
-        self, net: nn.Module, states: list[dict[str, Any]], rows: Arrays, output: str
+        self, net: nn.Module, states: list[dict[str, Any]], rows: Source, output: str
     ) -> list[Features]:
         return [
             featurize(
@@ -172,7 +173,7 @@ def worst_flips(
     Raises:
         ShapeError: A negative number of rounds, or a side that does not fit.
     """
-    labels = np.asarray(lens.retraining.train[1])
+    labels = Rows(lens.retraining.train, "train").whole()[1].numpy()
     if rounds < 0:
         raise ShapeError(f"rounds is {rounds}; give 0 or more")
     attacks: list[Attack] = []
