@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from schemas.frozen import Frozen, Name, distinct, refusal, refuse
 from schemas.recipe import Task
+from schemas.unlearning import UnlearnSpec
 
 # --- [[problem]] ----------------------------------------------------------------------------------
 
@@ -111,7 +112,7 @@ class ValueSpec(Frozen):
 
 
 # What is decided from scores; a verdict judges it.
-DecisionSpec = SelectSpec
+DecisionSpec = SelectSpec | UnlearnSpec
 ProblemSpec = Annotated[DecisionSpec | ValueSpec, Field(discriminator="kind")]
 
 

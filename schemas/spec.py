@@ -65,6 +65,7 @@ from schemas.recipe import (
     python_reference,
 )
 from schemas.settings import ComputeSpec, StoreSpec, TrackingSpec
+from schemas.unlearning import METHODS_OF_TASK, UnlearnSpec
 
 SCHEMA_PATH = Path(__file__).with_name("curation.schema.json")
 
@@ -147,6 +148,11 @@ class CurationSpec(Frozen):
         return tuple(problem for problem in self.problem if isinstance(problem, SelectSpec))
 
     @property
+    def unlearnings(self) -> tuple[UnlearnSpec, ...]:
+        """The problems that make trained models forget rows."""
+        return tuple(problem for problem in self.problem if isinstance(problem, UnlearnSpec))
+
+    @property
     def valuations(self) -> tuple[ValueSpec, ...]:
         """The problems that value sources or rows."""
         return tuple(problem for problem in self.problem if isinstance(problem, ValueSpec))
@@ -227,8 +233,25 @@ def _problem_problems(problems: tuple[ProblemSpec, ...], above: Any) -> Problems
             if problem.uses not in names:
                 hint = nearest(problem.uses, names)
                 yield (place, "uses"), f"there is no attribution '{problem.uses}'{hint}"
-        if problem.quotas and task == "regression":
+        if isinstance(problem, UnlearnSpec):
+            yield from _unlearn_problems(place, problem, task, above)
+        elif problem.quotas and task == "regression":
             yield (place, "quotas"), "a regression has no classes; leave quotas out"
+
+
+def _unlearn_problems(place: int, problem: UnlearnSpec, task: Task | None, above: Any) -> Problems:
+    if problem.forget is not None:
+        yield from _unknown_set((place, "forget"), problem.forget, above)
+        if problem.forget == problem.targets:
+            advice = "forget training rows, and predict for test rows"
+            yield (place, "targets"), f"'{problem.targets}' is what is forgotten; {advice}"
+    known = METHODS_OF_TASK[task] if task else None
+    asked = [("method", problem.method)]
+    if "compare" in problem.model_fields_set:
+        asked += [("compare", method) for method in problem.compare]
+    for option, method in asked:
+        if known and method not in known:
+            yield (place, option), f"a {task} has no '{method}'{nearest(method, known)}"
 
 
 def _verdict_problems(verdict: VerdictSpec, above: Any) -> Problems:
@@ -383,6 +406,7 @@ __all__ = [
     "TrackingSpec",
     "TrainSpec",
     "TrakSpec",
+    "UnlearnSpec",
     "ValueSpec",
     "VerdictSpec",
     "load_spec",

@@ -40,6 +40,11 @@ class Workspace:
         return self.root / "artifacts"
 
     @property
+    def requests(self) -> Path:
+        """The requests that rows be forgotten, a file each."""
+        return self.root / "requests"
+
+    @property
     def mlflow_db(self) -> Path:
         """MLflow's own tracking database."""
         return self.root / "mlflow.db"

@@ -1,4 +1,7 @@
-"""The spec's sets of examples, as ids: which test rows are asked about, aimed at and judged on."""
+"""The spec's sets of examples, as ids: which rows are asked about, aimed at, judged on, forgotten.
+
+All are test rows but those that are to be forgotten, which are training rows.
+"""
 
 import functools
 from collections.abc import Iterator
@@ -39,6 +42,14 @@ class ExampleSets:
                 )
             self._found[name] = found
         return found
+
+    def train_ids(self, name: str) -> IntArray:
+        """Ids of a named set of training rows, ascending.
+
+        Raises:
+            QueryError: The SQL fails, or finds a test row or every training row.
+        """
+        return training_ids(self._dataset, self._spec.sets[name], name=f"sets.{name}")
 
     def _select(self, name: str) -> IntArray:
         sql = self._spec.sets[name]
@@ -88,3 +99,30 @@ class ExampleSets:
                     f"sets.{judged}: {len(shared)} rows, example {shared[0]} among them, are "
                     f"targets of problem '{problem.name}'; judge on rows that the solver never saw"
                 )
+
+
+def training_ids(dataset: StoredDataset, sql: str, *, name: str) -> IntArray:
+    """Ids of some training rows by SQL, ascending: what a model may be asked to forget.
+
+    Args:
+        dataset: The rows.
+        sql: As `store.datasets.select_ids` takes it.
+        name: What to call it in an error.
+
+    Raises:
+        QueryError: The SQL fails, finds none, or finds a test row or every training row.
+    """
+    found = np.sort(select_ids(dataset, sql, name=name))
+    n_train = dataset.facts.n_train
+    outside = found[dataset.positions(found) >= n_train]
+    if len(outside):
+        raise QueryError(
+            f"{name}: example {outside[0]} is a test row ({len(outside)} of {len(found)} are), and "
+            "only what was trained on can be forgotten; choose from split = 'train'"
+        )
+    if len(found) == n_train:
+        raise QueryError(
+            f"{name}: all {n_train:,} training rows are to be forgotten; nothing would be left to "
+            "train on, so an untrained model is the answer"
+        )
+    return found
