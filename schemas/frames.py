@@ -214,6 +214,68 @@ class VerdictFrame(dy.Schema):
     sentence = dy.String()
 
 
+class UnlearningFrame(dy.Schema):
+    """One row: one problem that made models forget rows; null is what nothing can tell."""
+
+    solution_id = dy.String(primary_key=True, min_length=1)
+    method = dy.String(min_length=1)
+    n_forgotten = dy.Int64(min=1)
+    requests = dy.Int64(min=0)
+    models = dy.Int64(min=2)
+    oracles = dy.Int64(min=4)
+    n_queries = dy.Int64(min=1)
+    correlation = dy.Float64(nullable=True, min=-1, max=1)
+    ceiling = dy.Float64(nullable=True, min=0, max=1)
+    slope = dy.Float64(nullable=True)
+    slope_low = dy.Float64(nullable=True)
+    slope_high = dy.Float64(nullable=True)
+    error = dy.Float64(min=0)
+    error_unchanged = dy.Float64(min=0)
+    certificate = dy.String(min_length=1)
+
+
+class UnlearnedFrame(dy.Schema):
+    """One row: one arm of an unlearning verdict, its cost and whether it gives the rows away."""
+
+    verdict_id = dy.String(primary_key=True, min_length=1)
+    solution_id = dy.String(min_length=1)
+    method = dy.String(nullable=True, min_length=1)
+    options = dy.String()
+    examples = dy.Float64(min=0)
+    scoring = dy.Float64(min=0)
+    cost = dy.Float64(min=0)
+    seconds = dy.Float64(min=0)
+    reached = dy.Bool()
+    membership = dy.Float64(nullable=True, min=0, max=1)
+    membership_sd = dy.Float64(nullable=True, min=0)
+
+
+class ClosenessFrame(dy.Schema):
+    """One row: how far the models of one arm are from retrained ones on one group of rows."""
+
+    verdict_id = dy.String(primary_key=True, min_length=1)
+    solution_id = dy.String(min_length=1)
+    rows = dy.String(primary_key=True, regex="^(forgotten|retained|judging)$")
+    n_rows = dy.Int64(min=1)
+    models = dy.Int64(min=1)
+    klom = dy.Float64(min=0)
+    klom_p95 = dy.Float64(min=0)
+    null_klom = dy.Float64(min=0)
+    null_p95 = dy.Float64(min=0)
+    accuracy = dy.Float64(nullable=True, min=0, max=1)
+
+
+class QueryChangeFrame(dy.Schema):
+    """One row: what training without the forgotten rows does to one query."""
+
+    solution_id = dy.String(primary_key=True, min_length=1)
+    query_id = dy.Int32(primary_key=True, min=0)
+    aim = dy.String(primary_key=True, regex="^(targets|judging)$")
+    predicted = dy.Float64()
+    predicted_sd = dy.Float64(nullable=True, min=0)
+    observed = dy.Float64(nullable=True)
+
+
 class ValuationFrame(dy.Schema):
     """One row: one problem that asked what sources, or rows, are worth; null `sources` is rows."""
 
@@ -254,6 +316,10 @@ FRAMES: dict[str, type[dy.Schema]] = {
     "solutions": SolutionFrame,
     "solution_rows": SolutionRowFrame,
     "verdicts": VerdictFrame,
+    "unlearnings": UnlearningFrame,
+    "unlearned": UnlearnedFrame,
+    "closeness": ClosenessFrame,
+    "query_changes": QueryChangeFrame,
     "valuations": ValuationFrame,
     "player_values": PlayerValueFrame,
 }

@@ -21,9 +21,10 @@ from store.ledger import Ledger
 from store.statements import named_statements
 
 _OWNED_BY_RUN = ("attributions", "solutions", "verdicts", "valuations")
+_OF_UNLEARNING = ("unlearnings", "unlearned", "closeness", "query_changes")
 _KEYS = {
     "attributions": ("attribution_id", ("scores", "example_effects", "lds")),
-    "solutions": ("solution_id", ("solution_rows", "verdicts")),
+    "solutions": ("solution_id", ("solution_rows", "verdicts", *_OF_UNLEARNING)),
     "valuations": ("valuation_id", ("player_values",)),
 }
 
@@ -138,6 +139,7 @@ def _delete(
         "solutions": solutions,
         "solution_rows": solutions,
         "verdicts": {"run": run_id, "verdicts": ids("verdicts", "verdict_id")},
+        **dict.fromkeys(_OF_UNLEARNING, solutions),
         "valuations": valuations,
         "player_values": valuations,
     }

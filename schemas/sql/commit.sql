@@ -48,6 +48,18 @@ DELETE FROM solution_rows WHERE solution_id IN (SELECT unnest($solutions));
 -- name: delete_verdicts
 DELETE FROM verdicts WHERE run_id = $run OR verdict_id IN (SELECT unnest($verdicts));
 
+-- name: delete_unlearnings
+DELETE FROM unlearnings WHERE solution_id IN (SELECT unnest($solutions));
+
+-- name: delete_unlearned
+DELETE FROM unlearned WHERE solution_id IN (SELECT unnest($solutions));
+
+-- name: delete_closeness
+DELETE FROM closeness WHERE solution_id IN (SELECT unnest($solutions));
+
+-- name: delete_query_changes
+DELETE FROM query_changes WHERE solution_id IN (SELECT unnest($solutions));
+
 -- name: delete_valuations
 DELETE FROM valuations WHERE valuation_id IN (SELECT unnest($valuations));
 
@@ -97,6 +109,18 @@ INSERT INTO solution_rows BY NAME FROM incoming;
 
 -- name: insert_verdicts
 INSERT INTO verdicts BY NAME FROM incoming;
+
+-- name: insert_unlearnings
+INSERT INTO unlearnings BY NAME FROM incoming;
+
+-- name: insert_unlearned
+INSERT INTO unlearned BY NAME FROM incoming;
+
+-- name: insert_closeness
+INSERT INTO closeness BY NAME FROM incoming;
+
+-- name: insert_query_changes
+INSERT INTO query_changes BY NAME FROM incoming;
 
 -- name: insert_valuations
 INSERT INTO valuations BY NAME FROM incoming;

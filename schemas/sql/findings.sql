@@ -57,6 +57,22 @@ SELECT verdict_id, solution_id, arm, n_rows, seeds, accuracy, accuracy_low, accu
     observed_change, observed_low, observed_high, advantage, advantage_low, advantage_high, sentence
 FROM verdicts WHERE run_id = $run ORDER BY solution_id, verdict_id;
 
+-- name: unlearnings
+SELECT u.solution_id, u.method, u.n_forgotten, u.requests, u.models, u.oracles, u.n_queries,
+    u.correlation, u.ceiling, u.slope, u.slope_low, u.slope_high, u.error, u.error_unchanged,
+    u.certificate
+FROM unlearnings AS u JOIN solutions AS s USING (solution_id) WHERE s.run_id = $run;
+
+-- name: unlearned
+SELECT u.solution_id, v.arm, u.method, u.options, u.examples, u.scoring, u.cost, u.seconds,
+    u.reached, u.membership, u.membership_sd
+FROM unlearned AS u JOIN verdicts AS v USING (verdict_id) WHERE v.run_id = $run;
+
+-- name: closeness
+SELECT c.solution_id, v.arm, c.rows, c.n_rows, c.models, c.klom, c.klom_p95, c.null_klom,
+    c.null_p95, c.accuracy
+FROM closeness AS c JOIN verdicts AS v USING (verdict_id) WHERE v.run_id = $run;
+
 -- name: valuations
 SELECT valuation_id, problem, method, sources, output, targets, retrainings, nothing, everything,
     converged, sentence

@@ -293,3 +293,35 @@ COMMENT ON COLUMN values_by_source.output IS 'The output that values are in unit
 COMMENT ON COLUMN values_by_source.targets IS 'The set of queries whose mean output is the worth of a model.';
 COMMENT ON COLUMN values_by_source.valuation_id IS 'The valuation.';
 COMMENT ON COLUMN values_by_source.run_id IS 'Its run.';
+
+CREATE VIEW closeness_by_arm AS
+SELECT
+    r.spec_name, s.problem, v.arm, u.method, c.rows, c.klom, c.klom_p95, c.null_klom, c.null_p95,
+    u.reached, u.membership, c.accuracy, u.cost, c.n_rows, c.models, c.verdict_id, c.solution_id,
+    s.run_id, r.committed_at
+FROM closeness AS c
+JOIN unlearned AS u USING (verdict_id)
+JOIN verdicts AS v USING (verdict_id)
+JOIN solutions AS s ON s.solution_id = c.solution_id
+JOIN runs AS r ON r.run_id = s.run_id
+ORDER BY r.committed_at DESC, s.problem, c.rows, c.klom_p95;
+COMMENT ON VIEW closeness_by_arm IS 'How far each unlearned model is from retrained ones: one row for each arm and group of rows, the latest run first, the closest first.';
+COMMENT ON COLUMN closeness_by_arm.spec_name IS 'The name of the run''s spec.';
+COMMENT ON COLUMN closeness_by_arm.problem IS 'The problem''s name in the spec.';
+COMMENT ON COLUMN closeness_by_arm.arm IS 'all (untouched), retrained, chosen, or the name of a method beside it.';
+COMMENT ON COLUMN closeness_by_arm.method IS 'How its models were changed; NULL for untouched and for retrained ones.';
+COMMENT ON COLUMN closeness_by_arm.rows IS 'forgotten, retained or judging.';
+COMMENT ON COLUMN closeness_by_arm.klom IS 'Mean divergence from retrained models over the rows, in nats.';
+COMMENT ON COLUMN closeness_by_arm.klom_p95 IS 'Its 95th percentile over the rows.';
+COMMENT ON COLUMN closeness_by_arm.null_klom IS 'klom between two groups of retrained models: the floor.';
+COMMENT ON COLUMN closeness_by_arm.null_p95 IS 'klom_p95 between two groups of retrained models: the floor.';
+COMMENT ON COLUMN closeness_by_arm.reached IS 'Whether the arm is at the floor on the forgotten rows.';
+COMMENT ON COLUMN closeness_by_arm.membership IS 'Accuracy of U-LiRA on the forgotten rows; 0.5 is ideal.';
+COMMENT ON COLUMN closeness_by_arm.accuracy IS 'Mean accuracy on the rows; NULL where there are no classes.';
+COMMENT ON COLUMN closeness_by_arm.cost IS 'Examples processed for one model, as a share of a retraining''s.';
+COMMENT ON COLUMN closeness_by_arm.n_rows IS 'Rows that were compared.';
+COMMENT ON COLUMN closeness_by_arm.models IS 'Models on each side.';
+COMMENT ON COLUMN closeness_by_arm.verdict_id IS 'The arm; see verdicts.';
+COMMENT ON COLUMN closeness_by_arm.solution_id IS 'The solution.';
+COMMENT ON COLUMN closeness_by_arm.run_id IS 'Its run.';
+COMMENT ON COLUMN closeness_by_arm.committed_at IS 'When the run was committed.';

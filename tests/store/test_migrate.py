@@ -46,6 +46,7 @@ def test_the_published_names_are_these() -> None:
     names = {(row["kind"], row["name"]) for row in published_views() if row["kind"] != "column"}
     views = {
         "bank_by_kind",
+        "closeness_by_arm",
         "dropped_examples",
         "latest_attribution",
         "latest_solution",
