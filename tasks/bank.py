@@ -60,16 +60,47 @@ def pending_chunks(job: Job) -> list[list[int]]:
 
 
 def retrained(
-    plan: Blueprint, masks: BoolArray, seeds: IntArray, *, alike: bool = True
+    plan: Blueprint,
+    masks: BoolArray,
+    seeds: IntArray,
+    *,
+    alike: bool = True,
+    weights: bool = False,
 ) -> list[str]:
-    """Names of the models trained on some masks; those that are not sealed are trained first."""
+    """Names of the models trained on some masks; those that are not sealed are trained first.
+
+    Args:
+        plan: The blueprint.
+        masks: Bool [m, n_train].
+        seeds: Training seed of each [m].
+        alike: As `cut_in_chunks` takes it.
+        weights: Keep their weights however large they are, for `states_of`.
+    """
     names = [plan.retrain_id(mask, int(seed)) for mask, seed in zip(masks, seeds, strict=True)]
     known, places = plan.retrainings.look(), {name: place for place, name in enumerate(names)}
-    missing = {name: place for name, place in places.items() if known.logits(name) is None}
+    missing = {
+        name: place
+        for name, place in places.items()
+        if known.logits(name) is None or (weights and known.weights(name) is None)
+    }
     rows = np.array(list(missing.values()), dtype=np.intp)
     for chunk in cut_in_chunks(plan, masks[rows], list(missing), alike=alike):
-        _chunk(plan, masks[rows[chunk]], seeds[rows[chunk]])
+        _chunk(plan, masks[rows[chunk]], seeds[rows[chunk]], weights=weights)
     return names
+
+
+def states_of(plan: Blueprint, names: Sequence[str]) -> "dict[str, Tensor]":
+    """Weights of retrainings that were asked for with them, [m, ...] by name.
+
+    Raises:
+        CorruptArtifact: Those of one are not sealed any more.
+    """
+    known = plan.retrainings.look()
+    places = [place for name in names if (place := known.weights(name))]
+    if len(places) < len(names):
+        lost = next(name for name in names if known.weights(name) is None)
+        raise CorruptArtifact(f"the weights of retraining {lost} disappeared; run again")
+    return _stacked(plan, places)
 
 
 def cut_in_chunks(
@@ -97,14 +128,16 @@ def _parts(places: list[int]) -> list[list[int]]:
     return [places[start : start + CHUNK_MODELS] for start in starts]
 
 
-def _chunk(plan: Blueprint, masks: BoolArray, seeds: IntArray) -> Manifest:
+def _chunk(
+    plan: Blueprint, masks: BoolArray, seeds: IntArray, *, weights: bool = False
+) -> Manifest:
     """Seal the retrainings of some masks: from their weights where those are known, else anew."""
     from safetensors.torch import save_file
 
     names = [plan.retrain_id(mask, int(seed)) for mask, seed in zip(masks, seeds, strict=True)]
     places = [place for name in names if (place := plan.retrainings.look().weights(name))]
     read = len(places) == len(names)
-    keep = [] if read else _kept(plan, names)
+    keep = [] if read else names if weights else _kept(plan, names)
     key = artifact_key(STAGE, VERSIONS[STAGE], names, plan.test_digest, keep)
     if sealed := plan.artifacts.find(STAGE, key):
         return sealed

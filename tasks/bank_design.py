@@ -135,7 +135,7 @@ def _receipt_key(record: Manifest) -> str:
 
 def _aim(plan: Blueprint) -> tuple[AttributionSpec, str]:
     """Whose predictions are to become surer: those of an attribution, for a set of test rows."""
-    for problem in plan.spec.decisions:
+    for problem in plan.decisions:
         return plan.spec.attribution_named(problem.uses), problem.targets
     for attribution in plan.spec.attribution:
         if not plan.fitted_share(attribution):

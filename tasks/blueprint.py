@@ -25,8 +25,10 @@ from schemas.spec import (
     LoadedSpec,
     RunMethodSpec,
     TrakSpec,
+    UnlearnSpec,
     ValueSpec,
 )
+from schemas.unlearning import ForgetRequest
 from store.artifacts import Artifacts, artifact_key
 from store.datasets import StoredDataset, load_dataset
 from store.workspace import Workspace
@@ -36,6 +38,7 @@ from tasks.feature_plan import FEATURES_VERSION, FeatureShard, blocks, feature_s
 from tasks.ingest import SCALING_FILE
 from tasks.intake.recipes import recipe_digest
 from tasks.players import Players, players_of
+from tasks.requests import answered, requests_of, rows_named
 from tasks.retrainings import BANK_VERSION, STATES_FILE, Retrainings
 from tasks.sets import ExampleSets
 
@@ -77,14 +80,23 @@ class Weights(NamedTuple):
 class Blueprint:
     """What one spec asks for, on one data set, in one workspace."""
 
-    def __init__(self, loaded: LoadedSpec, workspace: Workspace, data: Manifest) -> None:
+    def __init__(
+        self,
+        loaded: LoadedSpec,
+        workspace: Workspace,
+        data: Manifest,
+        *,
+        upto: int | None = None,
+    ) -> None:
         self.loaded = loaded
         self.spec = loaded.spec
         self.workspace = workspace
         self.artifacts = Artifacts(workspace.artifacts)
         self.data = data
+        self._upto = upto
         self._noted: dict[str, set[str]] = {}
         self._players: dict[str, Players] = {}
+        self._forgotten: dict[str, NDArray[np.bool_]] = {}
 
     # --- what everything is made from -------------------------------------------------------------
 
@@ -283,7 +295,7 @@ class Blueprint:
 
     def at(self, acts: int) -> "Blueprint":
         """The same after only so many of the acts that extended the bank."""
-        earlier = Blueprint(self.loaded, self.workspace, self.data)
+        earlier = Blueprint(self.loaded, self.workspace, self.data, upto=self._upto)
         earlier.extension = read_extension(self.artifacts, self.bank_base, acts=acts)
         return earlier
 
@@ -380,17 +392,55 @@ class Blueprint:
         rows = self.bank.ids_of(self.bank.rows("evaluate"))
         return scores and artifact_key("lds", VERSIONS["lds"], scores, rows)
 
+    @functools.cached_property
+    def requests(self) -> tuple[ForgetRequest, ...]:
+        """The requests to forget rows that count: those answered, or all up to the one at hand."""
+        if self._upto is None:
+            return answered(self.workspace, self.spec.name)
+        known = requests_of(self.workspace, self.spec.name)
+        return tuple(request for request in known if request.number <= self._upto)
+
+    def forgotten(self, problem: UnlearnSpec) -> NDArray[np.bool_]:
+        """The training rows that a problem's models must forget, by its set and by requests.
+
+        Raises:
+            QueryError: The set cannot be used.
+        """
+        found = self._forgotten.get(problem.name)
+        if found is None:
+            found = np.zeros(self.n_train, dtype=bool)
+            if problem.forget is not None:
+                found[self.dataset.positions(self.sets.train_ids(problem.forget))] = True
+            own = [request for request in self.requests if request.problem == problem.name]
+            digests = self.row_digests[: self.n_train]
+            found[list(rows_named(own, digests, self.dataset.train.example_ids))] = True
+            self._forgotten[problem.name] = found
+        return found
+
+    @functools.cached_property
+    def decisions(self) -> tuple[DecisionSpec, ...]:
+        """The problems to solve and to judge; one that waits for requests is none yet."""
+        return tuple(
+            problem
+            for problem in self.spec.decisions
+            if not isinstance(problem, UnlearnSpec) or self.forgotten(problem).any()
+        )
+
     def solution_key(self, problem: DecisionSpec) -> str | None:
         """Key of a problem's solution."""
         scores = self.scores_key(self.spec.attribution_named(problem.uses))
         sets = [self.sets.ids(problem.targets), self.sets.ids(self.spec.verdict.judge_on)]
         aims = [ids.tolist() for ids in sets]
+        if isinstance(problem, UnlearnSpec):
+            aims.append(np.flatnonzero(self.forgotten(problem)).tolist())
         return scores and artifact_key("solution", VERSIONS["solution"], problem, scores, aims)
 
     def verdict_key(self, problem: DecisionSpec) -> str | None:
         """Key of the retrainings that judge a solution."""
         solution = self.solution_key(problem)
-        parts = (solution, self.spec.verdict, self.test_digest, self.spec.seed)
+        parts: list[Any] = [solution, self.spec.verdict, self.test_digest, self.spec.seed]
+        if isinstance(problem, UnlearnSpec) and self.loaded.checkpoint_paths:
+            parts.append(self.checkpoint_keys)  # what is handed over is made from one's own weights
         return solution and artifact_key("verdict", VERSIONS["verdict"], *parts)
 
     def values_key(self, problem: ValueSpec) -> str:
@@ -420,7 +470,7 @@ class Blueprint:
         """Digest of everything that a run commits, or None while something cannot be named."""
         parts = [
             *(self.lds_key(attribution) for attribution in self.spec.attribution),
-            *(self.verdict_key(problem) for problem in self.spec.decisions),
+            *(self.verdict_key(problem) for problem in self.decisions),
             *(self.values_key(problem) for problem in self.spec.valuations),
         ]
         if None in parts:
@@ -462,9 +512,9 @@ class Blueprint:
             case "lds":
                 return [self.lds_key(attribution) for attribution in spec.attribution]
             case "solution":
-                return [self.solution_key(problem) for problem in spec.decisions]
+                return [self.solution_key(problem) for problem in self.decisions]
             case "verdict":
-                return [self.verdict_key(problem) for problem in spec.decisions]
+                return [self.verdict_key(problem) for problem in self.decisions]
             case "values":
                 return [self.values_key(problem) for problem in spec.valuations]
             case "run":

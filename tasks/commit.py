@@ -19,7 +19,7 @@ from prefect.cache_policies import NO_CACHE
 
 from schemas.frames import FRAMES
 from schemas.manifest import Manifest
-from schemas.spec import AttributionSpec, DecisionSpec, ValueSpec
+from schemas.spec import AttributionSpec, DecisionSpec, UnlearnSpec, ValueSpec
 from store.publish import publish
 from store.segments import kept_per_query, write_segment
 from store.writer import RunBundle, commit_run
@@ -29,6 +29,7 @@ from tasks.bank_plan import CALIBRATE, EVALUATE
 from tasks.blueprint import VERSIONS, Blueprint
 from tasks.job import Job, blueprint
 from tasks.problems.shape import CHOICE_FILE, UTILITY_FILE
+from tasks.problems.unlearn_rows import unlearning_rows
 from tasks.progress import advance
 from tasks.reporting.findings import arm_of
 from tasks.reporting.judgement import verdict_sentence
@@ -80,7 +81,7 @@ def tables(plan: Blueprint, started: datetime) -> dict[str, pl.DataFrame]:
     for attribution in plan.spec.attribution:
         _add_attribution(plan, attribution, rows)
     _add_bank(plan, rows)
-    for problem in plan.spec.decisions:
+    for problem in plan.decisions:
         _add_problem(plan, problem, rows)
     for valuation in plan.spec.valuations:
         _add_valuation(plan, valuation, rows)
@@ -253,8 +254,12 @@ def _add_verdict(plan: Blueprint, problem: DecisionSpec, own: dict[str, Any], ro
         | _flat(arm)
         for place, arm in enumerate(facts["arms"])
     ]
-    arms[0]["sentence"] = verdict_sentence([arm_of(arm) for arm in arms])
+    arms[0]["sentence"] = facts.get("sentence") or verdict_sentence([arm_of(arm) for arm in arms])
     rows["verdicts"] += arms
+    if isinstance(problem, UnlearnSpec):
+        ids = {arm["arm"]: own | {"verdict_id": arm["verdict_id"]} for arm in arms}
+        for table, entries in unlearning_rows(plan, problem, ids).items():
+            rows[table] += entries
     _add_retrainings(plan, verdict, rows)
 
 

@@ -23,6 +23,8 @@ class Job(Frozen):
     """The workspace's folder, absolute."""
     data: str = ""
     """Key of the ingested data; empty before the first stage."""
+    upto: int | None = None
+    """The last request to forget rows that counts; without one, those that have been answered."""
     started_at: AwareDatetime = Field(default_factory=lambda: datetime.now(UTC))
     """When the work began."""
 
@@ -34,7 +36,7 @@ def attribution_names(job: Job) -> list[str]:
 
 def decision_names(job: Job) -> list[str]:
     """Names of a job's problems that a verdict judges, in the order of its spec."""
-    return [problem.name for problem in blueprint(job).spec.decisions]
+    return [problem.name for problem in blueprint(job).decisions]
 
 
 def valuation_names(job: Job) -> list[str]:
@@ -58,4 +60,4 @@ def _remembered(job: Job, changed: int) -> Blueprint:  # noqa: ARG001
     data = Artifacts(workspace.artifacts).find("data", job.data)
     if data is None:
         raise CorruptArtifact(f"the data set {job.data} lost a file; run again to rebuild it")
-    return Blueprint(load_spec(job.spec), workspace, data)
+    return Blueprint(load_spec(job.spec), workspace, data, upto=job.upto)

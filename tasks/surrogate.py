@@ -43,15 +43,21 @@ def calibrated(plan: Blueprint, attribution: AttributionSpec, rows: str) -> "Lin
 
 
 def predicted_change(
-    plan: Blueprint, surrogate: "MeanDatamodel", masks: NDArray[np.bool_]
+    plan: Blueprint,
+    surrogate: "MeanDatamodel",
+    masks: NDArray[np.bool_],
+    *,
+    seeds: int | None = None,
 ) -> list[float | None]:
     """Mean predicted change from all rows to some subsets, with its 95 % interval.
 
-    It is the change of a mean over as many retrainings a side as the verdict has.
+    It is the change of a mean over `seeds` retrainings a side, by default as many as the verdict
+    has.
 
     Bounds are None where the bank cannot tell: it has one subset size, and the subsets another.
     """
-    mean, sd = surrogate.predict_change(np.ones_like(masks), masks, seeds=plan.spec.verdict.seeds)
+    repeats = seeds or plan.spec.verdict.seeds
+    mean, sd = surrogate.predict_change(np.ones_like(masks), masks, seeds=repeats)
     low, high = surrogate.interval(mean, sd, confidence=0.95)
     means = (float(np.mean(part)) for part in (mean, low, high))
     return [value if np.isfinite(value) else None for value in means]

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from schemas.manifest import Manifest
 from tasks.blueprint import Blueprint
-from tasks.problems import select
+from tasks.problems import select, unlearn
 
 
 class Kind(NamedTuple):
@@ -27,4 +27,7 @@ class Kind(NamedTuple):
 
 
 # By the kind that a spec's `[[problem]]` names.
-KINDS = {"select": Kind(select.check, select.solve, select.judge)}
+KINDS = {
+    "select": Kind(select.check, select.solve, select.judge),
+    "unlearn": Kind(unlearn.check, unlearn.solve, unlearn.judge),
+}

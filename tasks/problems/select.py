@@ -90,7 +90,7 @@ def judge(plan: Blueprint, problem: SelectSpec, key: str) -> Manifest:
     """Retrain on the choice and on its rivals, and compare."""
     solution = plan.sealed("solution", plan.solution_key(problem))
     folder = plan.artifacts.folder(solution)
-    suffix, drawn = arm_seeds(plan)
+    suffix, drawn = arm_seeds(plan, plan.spec.verdict.seeds)
     masks = _masks(plan, np.load(folder / CHOICE_FILE), suffix)
     stacked, seeds = np.concatenate(list(masks.values())), np.tile(drawn, len(masks))
     names = retrained(plan, stacked, seeds)

@@ -11,10 +11,12 @@ SOLUTION, VERDICT = "solution", "verdict"
 CHOICE_FILE, UTILITY_FILE = "choice.npy", "utility.npy"
 # The arms of every verdict: the answer, and all rows, against which changes are measured.
 CHOSEN, ALL = "chosen", "all"
+# The arm of models that were retrained without what had to be forgotten.
+RETRAINED = "retrained"
 
 
-def arm_seeds(plan: Blueprint) -> tuple[tuple[int, ...], IntArray]:
-    """The training seeds that every arm shares, and the suffix of the streams that they are of.
+def arm_seeds(plan: Blueprint, count: int) -> tuple[tuple[int, ...], IntArray]:
+    """So many training seeds, and the suffix of the streams that they are of.
 
     It is the first draw of which the bank has adopted no retraining: what was fitted never judges.
     """
@@ -24,8 +26,7 @@ def arm_seeds(plan: Blueprint) -> tuple[tuple[int, ...], IntArray]:
     for number in itertools.count():
         suffix = (number,) if number else ()
         streams = (
-            stream(plan.spec.seed, Purpose.VERDICT, repeat, *suffix)
-            for repeat in range(plan.spec.verdict.seeds)
+            stream(plan.spec.seed, Purpose.VERDICT, repeat, *suffix) for repeat in range(count)
         )
         seeds = np.array([each.integers(SEED_LIMIT) for each in streams], dtype=np.int64)
         if not np.isin(seeds, adopted).any():

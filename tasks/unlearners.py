@@ -1,0 +1,165 @@
+"""Models changed so that they forget rows: each method of a problem, with what the run knows.
+
+Matching takes features, curvature and damping from the attribution that the problem uses, and the
+size of its predictions from the bank; the steps take the recipe's weight decay. What a problem's
+own options say comes last.
+"""
+
+import dataclasses
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from schemas.errors import InfeasibleProblem, NotFound, RecipeError
+from schemas.spec import AttributionSpec, TrakSpec, UnlearnSpec
+from schemas.unlearning import BOUND, UnlearnMethod
+from tasks.blueprint import Blueprint
+from tasks.surrogate import calibrated
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from optimize.unlearning import Method
+
+BoolArray = NDArray[np.bool_]
+# What the numerics call the two steps: one function, told which Hessian.
+_STEPS = {"newton": True, "influence": False}
+# Projections that can be turned back into parameters.
+_REVERSIBLE = ("sparse", "rademacher", "gaussian")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Unlearned:
+    """Models that a method changed.
+
+    Attributes:
+        method: Its name.
+        states: Weights [M, ...] by name.
+        options: All that it was told.
+        examples: Examples processed for one model; a forward and backward pass is 1.
+        scoring: Of these, gradients, features and products with the curvature.
+        seconds: Measured, for all models.
+    """
+
+    method: UnlearnMethod
+    states: "dict[str, Tensor]"
+    options: dict[str, Any]
+    examples: float
+    scoring: float
+    seconds: float
+
+    def record(self) -> dict[str, Any]:
+        """All but the models, as a manifest keeps it."""
+        names = ("method", "examples", "scoring", "seconds")
+        return {name: getattr(self, name) for name in names} | {
+            "options": json.dumps(self.options, sort_keys=True)
+        }
+
+
+def recipe(plan: Blueprint, problem: UnlearnSpec, method: UnlearnMethod) -> "Method":
+    """A method as it is to be run, but for the size of matching's predictions.
+
+    Raises:
+        InfeasibleProblem: It cannot work from the problem's attribution, or has no such option.
+    """
+    from optimize.unlearning import method_of
+
+    name = "influence" if method in _STEPS else method
+    given: dict[str, Any] = {"newton": _STEPS[method]} if method in _STEPS else {}
+    if method == "matching":
+        given |= _features(problem, plan.spec.attribution_named(problem.uses))
+    try:
+        return method_of(name, given | problem.options.get(method, {}))
+    except (NotFound, RecipeError, TypeError) as error:
+        raise InfeasibleProblem(f"problem '{problem.name}', options.{method}: {error}") from None
+
+
+def _features(problem: UnlearnSpec, attribution: AttributionSpec) -> dict[str, Any]:
+    """Curvature, damping and projection of the scores."""
+    if not isinstance(attribution, TrakSpec):
+        raise InfeasibleProblem(
+            f"problem '{problem.name}': 'matching' works from features of 'trak', and attribution "
+            f"'{attribution.name}' is '{attribution.method}'; use one of method 'trak', or choose "
+            "another method"
+        )
+    if attribution.projection.kind not in _REVERSIBLE:
+        raise InfeasibleProblem(
+            f"problem '{problem.name}': 'matching' cannot turn the projection "
+            f"'{attribution.projection.kind}' of attribution '{attribution.name}' back into "
+            "parameters; give that attribution projection = { kind = 'sparse' }"
+        )
+    projection = attribution.projection.model_dump(exclude_none=True)
+    return {"curvature": attribution.curvature, "projection": projection}
+
+
+def unlearned(
+    plan: Blueprint,
+    problem: UnlearnSpec,
+    method: UnlearnMethod,
+    states: "Mapping[str, Tensor]",
+    gone: BoolArray,
+    *,
+    oracles: "Mapping[str, Tensor] | None" = None,
+) -> Unlearned:
+    """Change models so that they forget rows.
+
+    Args:
+        plan: The blueprint.
+        problem: Whose options hold.
+        method: How.
+        states: Weights of M models of all rows, [M, ...] by name.
+        gone: What to forget, bool [n_train].
+        oracles: Models that never saw the rows, for the bound.
+    """
+    from optimize.unlearning import unlearn
+
+    told = recipe(plan, problem, method)
+    if method == "matching":
+        told = _sized(plan, problem, told, gone)
+    train = plan.dataset.train
+    started = time.monotonic()
+    found = unlearn(
+        told,
+        plan.build_model,
+        states,
+        train=(np.array(train.inputs), train.targets),
+        forget=gone,
+        task=plan.dataset.facts.task,
+        weight_decay=plan.spec.train.weight_decay,
+        oracles=oracles if method == BOUND else None,
+        device=plan.spec.compute.device,
+        seed=plan.spec.seed,
+    )
+    return Unlearned(
+        method=method,
+        states=dict(found.states),
+        options=dataclasses.asdict(told),
+        examples=found.cost.examples,
+        scoring=found.cost.scoring,
+        seconds=time.monotonic() - started,
+    )
+
+
+def _sized(plan: Blueprint, problem: UnlearnSpec, told: "Method", gone: BoolArray) -> "Method":
+    """Matching with the damping and the scale that its scores were given by the bank."""
+    from optimize.unlearning import removal_scale
+
+    own = problem.options.get("matching", {})
+    attribution = plan.spec.attribution_named(problem.uses)
+    facts = plan.sealed("scores", plan.scores_key(attribution)).facts
+    known: dict[str, Any] = {"damping": facts["damping"]}
+    if "scale" not in own:
+        known["scale"] = removal_scale(calibrated(plan, attribution, problem.targets), gone).slope
+    return dataclasses.replace(told, **{k: v for k, v in known.items() if k not in own})
+
+
+def joined(first: "Mapping[str, Tensor]", second: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
+    """Two stacks of models as one."""
+    import torch
+
+    return {name: torch.cat([value, second[name]]) for name, value in first.items()}
