@@ -4,6 +4,7 @@ The ledger comes first; a server that is away fails this stage only, and the nex
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,18 +18,21 @@ from tasks.bank import open_bank
 from tasks.bank_extension import MASKS_FILE
 from tasks.blueprint import VERSIONS, Blueprint
 from tasks.job import Job, blueprint
-from tasks.problems.shape import CHOICE_FILE, UTILITY_FILE
+from tasks.problems.shape import CHOICE_FILE, SOLUTION, UTILITY_FILE, VERDICT
+from tasks.problems.unlearn import JUDGED_FILE, OBSERVED_FILE
 from tasks.progress import advance
-from tasks.reporting import figures
+from tasks.reporting import figures, unlearning_figures
 from tasks.reporting.bakeoff import Contender, bake_off
+from tasks.reporting.forgetting import from_facts
 from tasks.reporting.tracking import log_run
+from tasks.requests import CERTIFICATE_FILE
 from tasks.score import PER_QUERY_FILE
 from tasks.surrogate import surrogate_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from schemas.spec import AttributionSpec, SelectSpec
+    from schemas.spec import AttributionSpec, SelectSpec, UnlearnSpec
 
 STAGE = "tracking"
 SHOWN = 16
@@ -53,6 +57,7 @@ def _send(plan: Blueprint, key: str) -> Manifest:
         plan.loaded.text,
         uri=plan.spec.tracking.uri,
         figures=pictures(plan),
+        files=certificates(plan),
         flow_run=str(flow_run.get_id() or "") or None,
     )
     version = VERSIONS[STAGE]
@@ -64,14 +69,44 @@ def _send(plan: Blueprint, key: str) -> Manifest:
 def pictures(plan: Blueprint) -> "dict[str, Figure]":
     """The figures of a run by name.
 
-    LDS of each attribution, the bake-off of several, and three or four of each selection.
+    LDS of each attribution, the bake-off of several, three or four of each selection, two of each
+    unlearning.
     """
     drawn = {f"lds-{entry.name}": _lds_figure(plan, entry) for entry in plan.spec.attribution}
     if len(plan.spec.attribution) > 1:
         drawn["bake-off"] = bake_off([_contender(plan, each) for each in plan.spec.attribution])
     for problem in plan.spec.selections:
         drawn |= {f"{problem.name}-{name}": each for name, each in _answer(plan, problem).items()}
+    for forgotten in _unlearnings(plan):
+        for name, each in _forgetting(plan, forgotten).items():
+            drawn[f"{forgotten.name}-{name}"] = each
     return drawn
+
+
+def certificates(plan: Blueprint) -> dict[str, Path]:
+    """The certificate of each problem that made models forget, by the folder it is kept in."""
+    found = {}
+    for problem in _unlearnings(plan):
+        verdict = plan.sealed(VERDICT, plan.verdict_key(problem))
+        place = plan.artifacts.folder(verdict) / CERTIFICATE_FILE
+        found[f"certificates/{problem.name}"] = place
+    return found
+
+
+def _unlearnings(plan: Blueprint) -> "list[UnlearnSpec]":
+    return [problem for problem in plan.spec.unlearnings if problem in plan.decisions]
+
+
+def _forgetting(plan: Blueprint, problem: "UnlearnSpec") -> "dict[str, Figure]":
+    solution = plan.sealed(SOLUTION, plan.solution_key(problem))
+    verdict = plan.sealed(VERDICT, plan.verdict_key(problem))
+    predicted, _ = np.load(plan.artifacts.folder(solution) / JUDGED_FILE)
+    observed = np.load(plan.artifacts.folder(verdict) / OBSERVED_FILE)
+    found, output = from_facts(verdict.facts), str(verdict.facts["output"])
+    return {
+        "changes": unlearning_figures.changes(predicted, observed, found, output=output),
+        "distances": unlearning_figures.distances(found),
+    }
 
 
 def _lds_figure(plan: Blueprint, attribution: "AttributionSpec") -> "Figure":

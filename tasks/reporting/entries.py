@@ -16,7 +16,8 @@ from typing import Any
 from schemas.errors import RequestError
 from schemas.metrics import metric
 from tasks.reporting.findings import Answer, Arm, Findings, Interval, Method
-from tasks.reporting.judgement import is_confirmed, verdict_sentence
+from tasks.reporting.forgetting import CHOSEN, FORGOTTEN, JUDGING, RETAINED, Unlearning
+from tasks.reporting.judgement import confirmed, judgement
 from tasks.reporting.worth import Valuation
 
 NOTE_TAG = "mlflow.note.content"  # shown as the run's description
@@ -55,10 +56,8 @@ def entries(findings: Findings, spec_text: str) -> tuple[Entry, tuple[Entry, ...
             "winnow.attribution_id": answer.attribution_id or "",
             "winnow.problem": answer.problem,
         }
-        children += [_arm_entry(answer.problem, arm, joined) for arm in answer.arms]
-        note.append(
-            f"**{answer.problem}**: {answer.sentence} {verdict_sentence(answer.arms)}".strip()
-        )
+        children += [_arm_entry(answer, arm, joined) for arm in answer.arms]
+        note.append(f"**{answer.problem}**: {answer.sentence} {judgement(answer)}".strip())
     for valuation in findings.valuations:
         children.append(_valuation_entry(valuation, shared))
         note.append(f"**{valuation.problem}**: {valuation.sentence}")
@@ -70,9 +69,9 @@ def entries(findings: Findings, spec_text: str) -> tuple[Entry, tuple[Entry, ...
         metrics.append(("run.seconds", findings.seconds, 0))
     tags = shared | {NOTE_TAG: "\n\n".join(note), "winnow.kind": "run"}
     if len(findings.answers) == 1 and findings.answers[0].arms:
-        confirmed = is_confirmed(findings.answers[0].arms)
+        said = confirmed(findings.answers[0])
         tags["winnow.verdict"] = {True: "confirmed", False: "not confirmed", None: "not judged"}[
-            confirmed
+            said
         ]
     parent = Entry(
         name=findings.spec_name, tags=tags, params=flatten(spec_text), metrics=_known(metrics)
@@ -137,11 +136,13 @@ def _method_entry(method: Method, shared: Mapping[str, str]) -> Entry:
     )
 
 
-def _arm_entry(problem: str, arm: Arm, shared: Mapping[str, str]) -> Entry:
+def _arm_entry(answer: Answer, arm: Arm, shared: Mapping[str, str]) -> Entry:
     metrics = _interval("accuracy", arm.accuracy) + _interval("value", arm.value)
     metrics += _interval("change.predicted", arm.predicted)
     metrics += _interval("change.observed", arm.observed)
     metrics += _interval("advantage", arm.advantage)
+    if answer.unlearning is not None:
+        metrics += _closeness_metrics(answer.unlearning, arm.name)
     params = {
         "arm": arm.name,
         "rows": str(arm.n_rows),
@@ -149,11 +150,30 @@ def _arm_entry(problem: str, arm: Arm, shared: Mapping[str, str]) -> Entry:
         "output": arm.output,
     }
     return Entry(
-        name=f"{problem}: {arm.name}",
+        name=f"{answer.problem}: {arm.name}",
         tags={**shared, "winnow.verdict_id": arm.verdict_id, "winnow.kind": "arm"},
         params=params,
         metrics=_known(metrics),
     )
+
+
+def _closeness_metrics(unlearning: Unlearning, name: str) -> Metrics:
+    """Of one arm; the step is the group of rows: forgotten, retained, judging."""
+    arm = unlearning.arm(name)
+    metrics: Metrics = [
+        ("unlearning.attack", arm.membership, 0),
+        ("unlearning.cost", arm.cost, 0),
+        ("unlearning.scoring", arm.scoring, 0),
+    ]
+    for step, group in enumerate((FORGOTTEN, RETAINED, JUDGING)):
+        own = arm.distances[group]
+        metrics += [
+            ("klom.mean", own.klom, step),
+            ("klom.tail", own.klom_p95, step),
+            ("klom.floor", own.null_klom, step),
+            ("klom.tail_floor", own.null_p95, step),
+        ]
+    return metrics
 
 
 def _valuation_entry(valuation: Valuation, shared: Mapping[str, str]) -> Entry:
@@ -198,6 +218,16 @@ def _answer_metrics(answer: Answer) -> Metrics:
             ("detection.auroc", found.auroc, 0),
             ("detection.precision", found.precision, 0),
             ("detection.recall", found.recall, 0),
+        ]
+    if answer.unlearning is not None:
+        changes = answer.unlearning
+        metrics += [
+            ("changes.correlation", changes.correlation, 0),
+            ("changes.ceiling", changes.ceiling, 0),
+            ("changes.slope", changes.slope, 0),
+            ("changes.error", changes.error, 0),
+            ("changes.error_unchanged", changes.error_unchanged, 0),
+            *_closeness_metrics(changes, CHOSEN),
         ]
     for arm in answer.arms:
         if arm.name == "chosen":

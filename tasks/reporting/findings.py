@@ -18,6 +18,7 @@ import polars as pl
 from schemas.errors import NotFound
 from store.connect import frame, open_published
 from store.statements import named_statements
+from tasks.reporting.forgetting import Unlearning, unlearning_of
 from tasks.reporting.worth import Valuation, valuations_of
 
 WORST_KEPT = 12  # enough for a gallery; the terminal shows fewer
@@ -133,6 +134,7 @@ class Answer:
     worst: tuple[Row, ...]
     detection: Detection | None
     arms: tuple[Arm, ...]
+    unlearning: Unlearning | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -298,6 +300,7 @@ def _answers(source: Source, run_id: str, dataset: str) -> tuple[Answer, ...]:
     arms: dict[str, list[Arm]] = {}
     for row in _rows(source, "verdicts", run=run_id):
         arms.setdefault(row["solution_id"], []).append(arm_of(row))
+    forgotten = _unlearnings(source, run_id)
     answers = []
     for row in _rows(source, "solutions", run=run_id):
         key = row["solution_id"]
@@ -325,9 +328,21 @@ def _answers(source: Source, run_id: str, dataset: str) -> tuple[Answer, ...]:
                 worst=_worst(rows.filter(~pl.Series(chosen, dtype=pl.Boolean))),
                 detection=detection(-utility, wrong.to_numpy().astype(bool), ~chosen),
                 arms=tuple(arms.get(key, ())),
+                unlearning=forgotten.get(key),
             )
         )
     return tuple(answers)
+
+
+def _unlearnings(source: Source, run_id: str) -> dict[str, Unlearning]:
+    """What unlearning came to, by solution."""
+    arms, closeness = (_rows(source, name, run=run_id) for name in ("unlearned", "closeness"))
+    found = {}
+    for row in _rows(source, "unlearnings", run=run_id):
+        key = row["solution_id"]
+        own = ([each for each in rows if each["solution_id"] == key] for rows in (arms, closeness))
+        found[key] = unlearning_of(row, *own)
+    return found
 
 
 def arm_of(row: dict[str, Any]) -> Arm:

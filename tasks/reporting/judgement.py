@@ -3,8 +3,23 @@
 import math
 from collections.abc import Sequence
 
-from tasks.reporting.findings import Arm
+from tasks.reporting.findings import Answer, Arm
+from tasks.reporting.forgetting import is_forgotten
 from tasks.reporting.wording import advantage
+
+
+def confirmed(answer: Answer) -> bool | None:
+    """Whether retraining bore an answer out, whatever its kind; None if nothing can tell."""
+    if answer.unlearning is not None:
+        return is_forgotten(answer.unlearning)
+    return is_confirmed(answer.arms)
+
+
+def judgement(answer: Answer) -> str:
+    """The verdict on an answer in sentences, whatever its kind; empty without one."""
+    if answer.unlearning is not None:
+        return next((arm.sentence for arm in answer.arms if arm.sentence), "")
+    return verdict_sentence(answer.arms)
 
 
 def is_confirmed(arms: Sequence[Arm]) -> bool | None:

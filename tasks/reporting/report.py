@@ -33,7 +33,14 @@ from tasks.reporting.findings import (
     gather,
     open_source,
 )
-from tasks.reporting.judgement import is_confirmed, verdict_sentence
+from tasks.reporting.forgetting import Unlearning
+from tasks.reporting.forgetting_table import (
+    asked,
+    certificate_line,
+    closeness_table,
+    explained,
+)
+from tasks.reporting.judgement import confirmed, judgement, verdict_sentence
 from tasks.reporting.wording import (
     advantage,
     cell,
@@ -67,8 +74,8 @@ def summary_json(published_path: Path, run_id: str | None = None) -> str:
     findings = read_findings(published_path, run_id)
     document = asdict(findings) | {"path": str(findings.path)}
     for answer, record in zip(findings.answers, document["answers"], strict=True):
-        record["confirmed"] = is_confirmed(answer.arms)
-        record["verdict"] = verdict_sentence(answer.arms)
+        record["confirmed"] = confirmed(answer)
+        record["verdict"] = judgement(answer)
         if answer.detection is not None:
             record["detection"] |= {
                 "precision": answer.detection.precision,
@@ -95,6 +102,9 @@ def render(findings: Findings) -> RenderableType:
     """Lay findings out as a rich renderable."""
     parts: list[RenderableType] = [_headline(findings)]
     for answer in findings.answers:
+        if answer.unlearning is not None:
+            parts += _forgotten(answer, answer.unlearning, findings.path.parent)
+            continue
         parts += _choice(answer)
         if answer.arms:
             parts += _arms(answer)
@@ -146,6 +156,16 @@ def _choice(answer: Answer) -> list[RenderableType]:
         effects = [replace(row, utility=sign * row.utility) for row in answer.worst]
         parts.append(_row_table(effects, f"effect on mean {answer.output}"))
     return parts
+
+
+def _forgotten(answer: Answer, unlearning: Unlearning, root: Path) -> list[RenderableType]:
+    return [
+        *_section("What must be forgotten", asked(answer, unlearning)),
+        *_section("How far from retraining", [explained(unlearning)]),
+        _indented(closeness_table(unlearning)),
+        _indented(Text(printable(judgement(answer)))),
+        _indented(Text(certificate_line(unlearning, root), overflow="fold")),
+    ]
 
 
 def _suspects(method: Method) -> list[RenderableType]:
