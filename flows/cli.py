@@ -114,6 +114,7 @@ def plan(spec: Path, /, *, here: Here, as_json: Json = False) -> int:
         for step in steps
     ]
     terminal.show(terminal.table(("stage", "sealed", "", "detail"), rows))
+    planning.say_what_waits(loaded, workspace)
     return 0
 
 
@@ -209,6 +210,48 @@ def bank_extend(
     extend_bank(
         loaded, workspace, models=models, verdicts=verdicts, subsets=subsets, debug=here.debug
     )
+    return 0
+
+
+@app.command
+def forget(
+    spec: Path,
+    /,
+    *,
+    here: Here,
+    where: str | None = None,
+    note: str = "",
+    problem: str | None = None,
+    process: bool = False,
+    show: Annotated[bool, Parameter(name="--list")] = False,
+    as_json: Json = False,
+) -> int:
+    """Record a request that rows be forgotten, list all requests, or answer those that wait.
+
+    Args:
+        spec: The TOML file; a [[problem]] of kind "unlearn" says how.
+        here: The session.
+        where: SQL that names the training rows of a new request.
+        note: Why they must go, for the certificate.
+        problem: The problem that is to answer it, where there are several.
+        process: Answer what waits: each request once, with its own certificate.
+        show: List the requests and how they stand.
+        as_json: Print JSON for scripts.
+    """
+    from schemas.errors import RequestError
+
+    if sum((where is not None, process, show)) != 1:
+        raise RequestError("say one of --where SQL, --list and --process")
+    loaded, workspace = _opened(spec, here, create=not show)
+
+    from flows import requests
+
+    if where is not None:
+        requests.add_request(loaded, workspace, where=where, note=note, problem=problem)
+    elif process:
+        requests.process_requests(loaded, workspace, debug=here.debug, as_json=as_json)
+    else:
+        requests.show_requests(loaded, workspace, as_json=as_json)
     return 0
 
 
@@ -407,7 +450,7 @@ def _answer(tokens: list[str]) -> int:
         return REQUEST_IS_WRONG
     except KeyboardInterrupt:
         again = f"; `winnow {shlex.join(tokens)}` goes on with what is missing"
-        _complain("interrupted" + (again if {"run", "extend"} & set(tokens) else ""))
+        _complain("interrupted" + (again if {"run", "extend", "forget"} & set(tokens) else ""))
         return INTERRUPTED
     except BrokenPipeError:
         # `winnow sql ... | head`: the reader has what it wanted.

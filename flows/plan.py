@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from flows import terminal
 from schemas.spec import LoadedSpec
 from store.artifacts import Artifacts
 from store.workspace import Workspace
@@ -10,6 +11,7 @@ from tasks.blueprint import Blueprint
 from tasks.ingest import STAGE as DATA
 from tasks.ingest import data_key
 from tasks.intake.sources import source_digest
+from tasks.requests import requests_of
 
 
 class PlanStep(NamedTuple):
@@ -49,6 +51,16 @@ def sealed_blueprint(loaded: LoadedSpec, workspace: Workspace) -> Blueprint | No
     digest = source_digest(loaded.spec.data.source, loaded.source_path)
     data = Artifacts(workspace.artifacts).find(DATA, data_key(loaded.spec, digest))
     return Blueprint(loaded, workspace, data) if data else None
+
+
+def say_what_waits(loaded: LoadedSpec, workspace: Workspace) -> None:
+    """Tell of requests to forget rows, which `winnow run` leaves alone."""
+    blueprint = sealed_blueprint(loaded, workspace)
+    known = requests_of(workspace, loaded.spec.name)
+    count = len(known) - (len(blueprint.requests) if blueprint else 0)
+    if count:
+        wait = "1 request to forget rows waits" if count == 1 else f"{count} requests wait"
+        terminal.say(f"{wait}; `winnow forget {loaded.path} --process` answers")
 
 
 def committed_run(loaded: LoadedSpec, workspace: Workspace) -> str | None:

@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 from flows import terminal
 from schemas.errors import NotFound
-from schemas.spec import LoadedSpec, ValueSpec
+from schemas.spec import LoadedSpec, UnlearnSpec, ValueSpec
 from store.connect import run_sql
 from store.workspace import Workspace
 from tasks.progress import Outcome, RunProgress, read_progress
@@ -55,12 +55,25 @@ def meaning(loaded: LoadedSpec) -> Iterator[tuple[str, str]]:
         size = f"{problem.size} rows" if isinstance(problem.size, int) else f"{problem.size:.0%}"
         asked = f"{problem.kind} {size} for '{problem.targets}' by '{problem.uses}'"
         yield f"problem {problem.name}", asked
+    for forgetting in spec.unlearnings:
+        yield f"problem {forgetting.name}", _forgotten(forgetting)
     for valued in spec.valuations:
         yield f"problem {valued.name}", _valued(valued)
     if spec.decisions:
-        arms = ", ".join(spec.verdict.arms)
         judged = f"judged on '{spec.verdict.judge_on}'"
-        yield "verdict", f"{spec.verdict.seeds} seeds each against {arms}; {judged}"
+        arms = f"{spec.verdict.seeds} seeds each against {', '.join(spec.verdict.arms)}; "
+        yield "verdict", f"{arms if spec.selections else ''}{judged}"
+
+
+def _forgotten(problem: UnlearnSpec) -> str:
+    rows = f"the set '{problem.forget}'" if problem.forget else "what requests name"
+    beside = ", ".join(name for name in problem.compare if name != problem.method)
+    return (
+        f"forget {rows} by {problem.method}"
+        + (f", beside {beside}" if beside else "")
+        + f"; {problem.models} models, judged by {2 * problem.models} retrained without it; change "
+        f"of '{problem.targets}' predicted by '{problem.uses}'"
+    )
 
 
 def _valued(problem: ValueSpec) -> str:

@@ -28,7 +28,10 @@ def test_the_declared_deployments_are_these(declared: list[dict[str, Any]]) -> N
         each["name"]: (each["entrypoint"], each["schedules"][0]["cron"], each["work_pool"]["name"])
         for each in declared
     }
-    assert surface == {"nightly": ("flows.curate:curate", "0 2 * * *", "winnow")}
+    assert surface == {
+        "nightly": ("flows.curate:curate", "0 2 * * *", "winnow"),
+        "requests": ("flows.unlearn:unlearn", "30 3 * * *", "winnow"),
+    }
 
 
 def test_each_deployment_fits_its_flow(declared: list[dict[str, Any]]) -> None:

@@ -1,0 +1,171 @@
+"""Requests that rows be forgotten: recorded at once, answered one by one, each with a certificate.
+
+A request adds its rows to those that its problem forgets, for good. Answering one is running the
+spec with the requests up to it, so its solution, verdict and run are like all others and what is
+sealed is never made twice; then its receipt is sealed. Until that is there, it waits.
+"""
+
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from schemas.errors import InfeasibleProblem, NotFound
+from schemas.frozen import nearest
+from schemas.manifest import Manifest
+from schemas.spec import UnlearnSpec
+from schemas.unlearning import ForgetRequest
+from store.requests import record
+from tasks.blueprint import Blueprint
+from tasks.certify import certified
+from tasks.job import Job, blueprint
+from tasks.problems.shape import VERDICT
+from tasks.progress import advance
+from tasks.requests import (
+    CERTIFICATE_FILE,
+    STAGE,
+    VERSION,
+    receipt,
+    receipt_key,
+    requests_of,
+)
+from tasks.sets import training_ids
+
+
+def problem_named(plan: Blueprint, name: str | None) -> UnlearnSpec:
+    """The problem that answers requests: as named, or the only one there is.
+
+    Raises:
+        NotFound: The spec has no such problem, or has several and none was named.
+    """
+    known = {problem.name: problem for problem in plan.spec.unlearnings}
+    if not known:
+        raise NotFound(
+            f"{plan.spec.name} has no problem that forgets; add a [[problem]] with "
+            "kind = 'unlearn', which says how"
+        )
+    if name is None and len(known) > 1:
+        raise NotFound(
+            f"{plan.spec.name} has {len(known)} problems that forget; name one with --problem"
+            f"{nearest('', known)}"
+        )
+    if name is not None and name not in known:
+        raise NotFound(f"there is no problem '{name}' that forgets{nearest(name, known)}")
+    return known[name or next(iter(known))]
+
+
+def record_request(job: Job, *, where: str, note: str, problem: str | None) -> ForgetRequest:
+    """Keep a request, with its rows as they are now.
+
+    Args:
+        job: A job whose rows are ingested.
+        where: SQL that names training rows.
+        note: Why.
+        problem: Name of the problem that is to answer it; None: the only one.
+
+    Raises:
+        NotFound: There is no such problem.
+        QueryError: The SQL fails, or finds no training row, a test row, or all training rows.
+        InfeasibleProblem: Together with all earlier requests no row would stay.
+    """
+    plan = blueprint(job)
+    asked = problem_named(plan, problem)
+    ids = training_ids(plan.dataset, where, name="--where")
+    places = plan.dataset.positions(ids)
+
+    def write(number: int) -> ForgetRequest:
+        gone = _upto(plan, number - 1).forgotten(asked).copy()
+        gone[places] = True
+        if gone.all():
+            raise InfeasibleProblem(
+                f"with the {number - 1} requests before it this one would forget all "
+                f"{plan.n_train:,} training rows; an untrained model is the answer"
+            )
+        return ForgetRequest(
+            number=number,
+            spec=plan.spec.name,
+            problem=asked.name,
+            where=where,
+            note=note,
+            example_ids=tuple(ids.tolist()),
+            digests=tuple(plan.row_digests[place] for place in places.tolist()),
+            recorded_at=datetime.now(UTC),
+        )
+
+    return record(plan.workspace.requests, write)
+
+
+def waiting(job: Job) -> list[int]:
+    """Numbers of the requests that nobody has answered, in order."""
+    plan = blueprint(job)
+    known = requests_of(plan.workspace, plan.spec.name)
+    return [each.number for each in known if receipt(plan.artifacts, each) is None]
+
+
+def request_states(plan: Blueprint) -> list[dict[str, Any]]:
+    """Every request of a spec and how it stands, as a table has it."""
+    states = []
+    for each in requests_of(plan.workspace, plan.spec.name):
+        found = receipt(plan.artifacts, each)
+        facts: Any = found.facts if found else {}
+        states.append(
+            {
+                "request": each.id,
+                "problem": each.problem,
+                "rows": len(each.example_ids),
+                "new rows": facts.get("new_rows"),
+                "recorded": each.recorded_at,
+                "state": "answered" if found else "waits",
+                "note": each.note,
+                "certificate": facts.get("certificate"),
+            }
+        )
+    return states
+
+
+def job_upto(job: Job, number: int) -> Job:
+    """The job as it stands with the requests up to one."""
+    return job.model_copy(update={"upto": number})
+
+
+@task(name="conclude", cache_policy=NO_CACHE)
+def conclude(job: Job) -> Manifest:
+    """Seal the receipt and the certificate of the request that a job has answered."""
+    plan = blueprint(job)
+    request = next(each for each in plan.requests if each.number == job.upto)
+    manifest = receipt(plan.artifacts, request) or _conclude(plan, request)
+    advance(STAGE, len(plan.requests) - len(waiting(job)), len(plan.requests))
+    return manifest
+
+
+def _conclude(plan: Blueprint, request: ForgetRequest) -> Manifest:
+    problem = problem_named(plan, request.problem)
+    gone = plan.forgotten(problem)
+    if not gone.any():
+        raise NotFound(
+            f"request {request.id}: none of the rows that were to be forgotten is among the data "
+            "any more; train on it anew, there is nothing to unlearn"
+        )
+    new = int((gone & ~_upto(plan, request.number - 1).forgotten(problem)).sum())
+    verdict = plan.sealed(VERDICT, plan.verdict_key(problem))
+    key = receipt_key(request)
+    place = f"{plan.artifacts.root.name}/{STAGE}/{key}/{CERTIFICATE_FILE}"
+    inputs = {"verdict": verdict.key, "solution": verdict.inputs["solution"]}
+    with plan.artifacts.seal(STAGE, key, version=VERSION, inputs=inputs) as draft:
+        text = certified(plan, problem, verdict.facts, request=request, new_rows=new)
+        (draft.path / CERTIFICATE_FILE).write_text(text, encoding="utf-8")
+        draft.facts |= {
+            "request": request.id,
+            "run_id": plan.run_id(),
+            "rows": len(request.example_ids),
+            "new_rows": new,
+            "forgotten": int(np.count_nonzero(gone)),
+            "certificate": place,
+        }
+    return draft.manifest
+
+
+def _upto(plan: Blueprint, number: int) -> Blueprint:
+    return Blueprint(plan.loaded, plan.workspace, plan.data, upto=number)
