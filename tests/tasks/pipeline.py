@@ -18,7 +18,11 @@ TINY = Path(__file__).parents[2] / "examples" / "tiny.toml"
 
 def run_stages(spec: Path, workspace: Path, *, until: str = "run") -> Job:
     """Do what is missing up to a stage; the job, for looking at what was made."""
-    job = preflight(open_job(spec, workspace))
+    return run_job(preflight(open_job(spec, workspace)), until=until)
+
+
+def run_job(job: Job, *, until: str = "run") -> Job:
+    """Do what is missing for a job up to a stage."""
     steps = {
         "checkpoints": lambda: train.fn(job),
         "bank": lambda: [extend_bank.fn(job, chunk) for chunk in pending_chunks(job)],
