@@ -15,6 +15,7 @@ UnlearnMethod = Literal[
     "matching",
     "newton",
     "influence",
+    "projected",
     "finetune",
     "ascent",
     "ascent_descent",
