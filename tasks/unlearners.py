@@ -19,7 +19,7 @@ from schemas.errors import InfeasibleProblem, NotFound, RecipeError
 from schemas.spec import AttributionSpec, TrakSpec, UnlearnSpec
 from schemas.unlearning import BOUND, UnlearnMethod
 from tasks.blueprint import Blueprint
-from tasks.surrogate import calibrated
+from tasks.removals import removal_sizes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -151,7 +151,7 @@ def unlearned(
 
     told = recipe(plan, problem, method)
     if method in _PREDICTED:
-        told = _sized(plan, problem, method, told, gone)
+        told = _sized(plan, problem, method, told, states, gone)
     train = plan.dataset.train
     started = time.monotonic()
     found = unlearn(
@@ -177,18 +177,24 @@ def unlearned(
 
 
 def _sized(
-    plan: Blueprint, problem: UnlearnSpec, method: UnlearnMethod, told: "Method", gone: BoolArray
+    plan: Blueprint,
+    problem: UnlearnSpec,
+    method: UnlearnMethod,
+    told: "Method",
+    states: "Mapping[str, Tensor]",
+    gone: BoolArray,
 ) -> "Method":
-    """The method with the damping and the scale that its scores were given by the bank."""
-    from optimize.unlearning import removal_scale
-
-    own = problem.options.get(method, {})
+    """The method with the damping of its scores, and the sizes that the bank gives removals."""
     attribution = plan.spec.attribution_named(problem.uses)
-    facts = plan.sealed("scores", plan.scores_key(attribution)).facts
-    known: dict[str, Any] = {"damping": facts["damping"]}
-    if "scale" not in own:
-        known["scale"] = removal_scale(calibrated(plan, attribution, problem.targets), gone).slope
-    return dataclasses.replace(told, **{k: v for k, v in known.items() if k not in own})
+    damping: Any = plan.sealed("scores", plan.scores_key(attribution)).facts["damping"]
+    own = {"damping": damping} | problem.options.get(method, {})
+    if "scale" not in own and isinstance(attribution, TrakSpec):
+        sizes = removal_sizes(plan, attribution, states, own["damping"], problem.targets, gone)
+        own = sizes | own
+    fields = {field.name for field in dataclasses.fields(told)}
+    return dataclasses.replace(
+        told, **{name: value for name, value in own.items() if name in fields}
+    )
 
 
 def joined(first: "Mapping[str, Tensor]", second: "Mapping[str, Tensor]") -> "dict[str, Tensor]":

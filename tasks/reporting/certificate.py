@@ -50,7 +50,7 @@ figcaption, .note { color: var(--grey); font-size: .88rem; }
 svg { width: 100%; height: auto; display: block; }
 footer { margin-top: 2.5rem; color: var(--grey); font-size: .85rem; }
 @media (max-width: 34rem) { dl { grid-template-columns: 1fr; gap: 0; }
-  dd { margin-bottom: .6rem; } }
+  dd { margin-bottom: .6rem; } table { font-size: .8rem; } th, td { padding: .25rem .2rem; } }
 @media print { body { max-width: none; padding: 0; font-size: 11pt; } h2 { break-after: avoid; }
   tr, figure, .state { break-inside: avoid; } .scroll { overflow: visible; } }
 """

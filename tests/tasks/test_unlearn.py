@@ -113,6 +113,18 @@ def test_costs_are_counted_in_examples_of_one_retraining(done: Blueprint) -> Non
     assert scoring == done.n_train < examples
 
 
+def test_matching_works_from_the_scores_and_takes_its_sizes_from_the_bank(
+    done: Blueprint, facts: dict[str, Any]
+) -> None:
+    own = next(each for each in facts["unlearned"] if each["arm"] == "chosen")
+    told = json.loads(own["options"])
+    scores = done.sealed("scores", done.scores_key(done.spec.attribution[0]))
+    assert told["damping"] == scores.facts["damping"]
+    assert told["projection"]["dim"] == 32
+    # Removing a row moves outputs the way its scores say, its own most of all.
+    assert 0 < told["scale"] < told["forgotten_scale"]
+
+
 def test_what_is_handed_over_is_what_is_said_of_it(done: Blueprint, facts: dict[str, Any]) -> None:
     page = (folder_of(done) / "certificate.html").read_text()
     assert len(facts["checkpoints"]) == done.spec.train.seeds
