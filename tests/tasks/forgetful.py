@@ -28,7 +28,7 @@ batch_size = 20
 seeds = 2
 
 [bank]
-models = 24
+models = 40
 alpha = [0.5, 0.8]
 seeds = 2
 
