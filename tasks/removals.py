@@ -1,57 +1,57 @@
 """How large removals are on training rows: the sizes of what matching predicts, from the bank.
 
-Scores are right in order and wrong in size, and a row's own effect is larger than that on others.
-The bank tells both sizes, where the weights of its largest subsets are kept: its models say what
-becomes of training rows that they lack, and scores of the same rows say what was predicted.
+Predictions are right in order and not quite in size, and a row's own effect is larger than that on
+others. The bank tells both sizes, where the weights of its largest subsets are kept: its models say
+what becomes of training rows that they lack, beside what is predicted for the same removals.
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
-from schemas.spec import TrakSpec
 from tasks.bank import states_of
 from tasks.blueprint import Blueprint, IntArray
-from tasks.surrogate import calibrated
 from tasks.witnesses import FloatArray
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from attribution.bank import RetrainBank
+    from optimize.unlearning.recipes import Matching, ProjectedStep
 
-# Training rows whose outputs are compared, checkpoints that score them, and the fewest models of
-# the bank that tell anything.
-ROWS, CHECKPOINTS, FEWEST = 200, 5, 8
+# Training rows whose outputs are compared, checkpoints that predict them, and the fewest models of
+# the bank that tell anything, and the most that are asked.
+ROWS, CHECKPOINTS, FEWEST, MOST = 200, 3, 8, 24
+_DIRECTIONS = ("curvature", "damping", "centred", "newton", "projection")
+
+BoolArray = NDArray[np.bool_]
 
 
 def removal_sizes(
-    plan: Blueprint,
-    attribution: TrakSpec,
-    whole: "Mapping[str, Tensor]",
-    damping: float,
-    fallback: str,
-    gone: Any,
+    plan: Blueprint, told: "Matching | ProjectedStep", whole: "Mapping[str, Tensor]"
 ) -> dict[str, float]:
-    """The options `scale` and `forgotten_scale` of matching, the second where the bank tells it.
+    """The options `scale` and `forgotten_scale` of matching; none where the bank tells nothing.
 
     Args:
         plan: The blueprint.
-        attribution: Whose features matching works from.
+        told: The method, whose features and damping make the predictions.
         whole: Weights of models of all rows, [M, ...] by name.
-        damping: Of the scores.
-        fallback: Set of test rows whose calibrated slope serves where the bank kept no weights.
-        gone: The forgotten rows, bool [n_train].
     """
-    from optimize.unlearning import removal_scale, removal_slopes
+    from optimize.unlearning import removal_slopes
 
     rows = _near_all(plan)
     if len(rows) < FEWEST:
-        return {"scale": removal_scale(calibrated(plan, attribution, fallback), gone).slope}
+        return {}
     sample = _sample(plan)
-    bank, scores = _bank(plan, rows, sample), _scores(plan, attribution, whole, damping, sample)
-    found = removal_slopes(scores, bank, rows=sample, whole=_own(plan, whole, sample).mean(axis=0))
+    bank = _bank(plan, rows, sample)
+    found = removal_slopes(
+        _predicted(plan, told, whole, bank.masks, sample),
+        bank,
+        rows=sample,
+        whole=_own(plan, whole, sample).mean(axis=0),
+    )
     return {"scale": found.kept, "forgotten_scale": found.forgotten}
 
 
@@ -62,7 +62,7 @@ def _near_all(plan: Blueprint) -> IntArray:
     drawn = drawn[drawn < bank.drawn]
     largest = drawn[bank.alpha[drawn] == max(plan.spec.bank.alpha)]
     kept = [row for row in largest.tolist() if known.weights(bank.ids[row])]
-    return np.array(kept, dtype=np.int64)
+    return np.array(kept[:MOST], dtype=np.int64)
 
 
 def _sample(plan: Blueprint) -> IntArray:
@@ -97,29 +97,39 @@ def _own(plan: Blueprint, states: "Mapping[str, Tensor]", sample: IntArray) -> F
     return said.astype(np.float64)
 
 
-def _scores(
+def _predicted(
     plan: Blueprint,
-    attribution: TrakSpec,
+    told: "Matching | ProjectedStep",
     whole: "Mapping[str, Tensor]",
-    damping: float,
+    masks: BoolArray,
     sample: IntArray,
-) -> Any:
-    """Scores of the training rows on some of themselves, [rows, n_train]."""
-    from attribution import attribute
+) -> FloatArray:
+    """What the method predicts for the removals of some subsets, at scale 1: [M, rows]."""
+    from attribution.outputs import of_models, task_output
+    from optimize.unlearning import forget_directions, unlearned_logits
 
-    train = plan.dataset.train
-    inputs, targets = np.array(train.inputs), train.targets
-    count = min(CHECKPOINTS, len(next(iter(whole.values()))))
-    return attribute(
-        "trak",
-        plan.build_model(),
-        [{name: value[place] for name, value in whole.items()} for place in range(count)],
-        train=(inputs, targets),
-        queries=(inputs[sample], targets[sample]),
-        task=plan.dataset.facts.task,
-        device=plan.spec.compute.device,
+    train, task = plan.dataset.train, plan.dataset.facts.task
+    few = {name: value[:CHECKPOINTS] for name, value in whole.items()}
+    options = {name: getattr(told, name) for name in _DIRECTIONS}
+    device = plan.spec.compute.device
+    found = forget_directions(
+        plan.build_model,
+        few,
+        train=(np.array(train.inputs), train.targets),
+        forget=list(~masks),
+        task=task,
+        device=device,
         seed=plan.spec.seed,
-        damping=damping,
-        curvature=attribution.curvature,
-        projection=attribution.projection.model_dump(),
+        **options,
     )
+    inputs, targets = np.asarray(train.inputs[sample]), train.targets[sample]
+    predicted = []
+    for number in range(len(masks)):
+        before, after = (
+            of_models(str(task_output(task)), logits.float().numpy(), targets, task=task)
+            for logits in unlearned_logits(
+                plan.build_model, few, inputs, found, forget_set=number, device=device
+            )
+        )
+        predicted.append((after - before).mean(axis=0, dtype=np.float64))
+    return np.stack(predicted)

@@ -1,7 +1,7 @@
 """Models changed so that they forget rows: each method of a problem, with what the run knows.
 
-Matching takes features, curvature and damping from the attribution that the problem uses, and the
-size of its predictions from the bank; the steps take the recipe's weight decay. What a problem's
+Matching takes curvature and projection from the attribution that the problem uses, and the size of
+its predictions from the bank; the steps take the recipe's weight decay. What a problem's
 own options say comes last.
 """
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from optimize.unlearning import Method
 
 BoolArray = NDArray[np.bool_]
+States = Mapping[str, "Tensor"]
 # What the numerics call the two steps: one function, told which Hessian.
 _STEPS = {"newton": True, "influence": False}
 # What was tuned on the digits perceptron, on other forget sets than those that are reported
@@ -151,7 +152,7 @@ def unlearned(
 
     told = recipe(plan, problem, method)
     if method in _PREDICTED:
-        told = _sized(plan, problem, method, told, states, gone)
+        told = _sized(plan, problem, method, told, states)
     train = plan.dataset.train
     started = time.monotonic()
     found = unlearn(
@@ -177,24 +178,25 @@ def unlearned(
 
 
 def _sized(
-    plan: Blueprint,
-    problem: UnlearnSpec,
-    method: UnlearnMethod,
-    told: "Method",
-    states: "Mapping[str, Tensor]",
-    gone: BoolArray,
+    plan: Blueprint, problem: UnlearnSpec, method: UnlearnMethod, told: Any, states: States
 ) -> "Method":
-    """The method with the damping of its scores, and the sizes that the bank gives removals."""
-    attribution = plan.spec.attribution_named(problem.uses)
-    damping: Any = plan.sealed("scores", plan.scores_key(attribution)).facts["damping"]
-    own = {"damping": damping} | problem.options.get(method, {})
-    if "scale" not in own and isinstance(attribution, TrakSpec):
-        sizes = removal_sizes(plan, attribution, states, own["damping"], problem.targets, gone)
-        own = sizes | own
-    fields = {field.name for field in dataclasses.fields(told)}
-    return dataclasses.replace(
-        told, **{name: value for name, value in own.items() if name in fields}
+    """The method with the sizes that the bank gives removals, unless its options say them.
+
+    A Newton direction has a damping of its own; without, it is the influence that scores are of,
+    and takes theirs.
+    """
+    own = problem.options.get(method, {})
+    known: dict[str, Any] = {}
+    if not told.newton and "damping" not in own:
+        key = plan.scores_key(plan.spec.attribution_named(problem.uses))
+        told = dataclasses.replace(told, damping=plan.sealed("scores", key).facts["damping"])
+    if "scale" not in own:
+        known = removal_sizes(plan, told, states)
+    fields = {field.name for field in dataclasses.fields(told)} - own.keys()
+    found: Method = dataclasses.replace(
+        told, **{name: value for name, value in known.items() if name in fields}
     )
+    return found
 
 
 def joined(first: "Mapping[str, Tensor]", second: "Mapping[str, Tensor]") -> "dict[str, Tensor]":

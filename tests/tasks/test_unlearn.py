@@ -118,10 +118,8 @@ def test_matching_works_from_the_scores_and_takes_its_sizes_from_the_bank(
 ) -> None:
     own = next(each for each in facts["unlearned"] if each["arm"] == "chosen")
     told = json.loads(own["options"])
-    scores = done.sealed("scores", done.scores_key(done.spec.attribution[0]))
-    assert told["damping"] == scores.facts["damping"]
-    assert told["projection"]["dim"] == 32
-    # Removing a row moves outputs the way its scores say, its own most of all.
+    assert (told["curvature"], told["projection"]["dim"]) == ("logistic", 32)
+    # Without rows outputs move as is predicted, those of the rows themselves most of all.
     assert 0 < told["scale"] < told["forgotten_scale"]
 
 
