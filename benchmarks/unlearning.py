@@ -45,7 +45,7 @@ from optimize.unlearning import (
 Pair = tuple[np.ndarray, np.ndarray]
 Method = tuple[str, dict[str, Any]]
 CHECKPOINTS = 10
-# Rows on which the retain group's KLoM is taken, and whose own effects calibrate the teacher.
+# Rows on which the retain group's KLoM is taken.
 RETAIN_POINTS = 200
 
 
@@ -131,7 +131,11 @@ def fashion(models: int) -> Case:
         slice_class=3,
         component_rows=60,
         bank=30,
-        methods=TUNED,
+        methods=tuple(
+            (name, {**options, "retain_rows": 200, "epochs": 2} if name == "matching" else options)
+            for name, options in TUNED
+            if name != "scrub"
+        ),
     )
 
 
@@ -161,7 +165,7 @@ def full_models(case: Case) -> Trained:
         training=case.recipe,
     )
     states = [found.state(c) for c in range(min(CHECKPOINTS, case.models))]
-    points = queries_of(case)
+    points = case.validation
     tau = attribute("trak", case.model(), states, train=case.train, queries=points, damping=1.0)
     own = attribute(
         "trak", case.model(), states[:3], train=case.train, queries=case.train, damping=1.0
@@ -171,11 +175,9 @@ def full_models(case: Case) -> Trained:
 
 
 def queries_of(case: Case) -> Pair:
-    """Validation rows, then training rows that stay in every forget set's retain group."""
-    kept = retain_points(case)
-    return tuple(  # type: ignore[return-value]
-        np.concatenate([a, b[kept]]) for a, b in zip(case.validation, case.train, strict=True)
-    )
+    """Validation rows, then all training rows."""
+    pairs = zip(case.validation, case.train, strict=True)
+    return tuple(np.concatenate(pair) for pair in pairs)  # type: ignore[return-value]
 
 
 def retain_points(case: Case) -> np.ndarray:
@@ -255,13 +257,12 @@ def print_predictions(
     noise = before.var(axis=0, ddof=1) / len(before) + after.var(axis=0, ddof=1) / len(after)
     ceiling = np.sqrt(max(0.0, 1 - noise.mean() / change.var(ddof=1)))
     none = np.sqrt((change**2).mean())
-    count = len(change)
     whole = np.ones(trained.tau.shape[1], dtype=bool)
     left = whole.copy()
     left[rows] = False
-    guesses = {"nothing (scores as they are)": -trained.tau[:count][:, rows].sum(axis=1)}
+    guesses = {"nothing (scores as they are)": -trained.tau[:, rows].sum(axis=1)}
     for name, surrogate in surrogates.items():
-        guesses[name] = (surrogate.expect(left) - surrogate.expect(whole))[0, :count]
+        guesses[name] = (surrogate.expect(left) - surrogate.expect(whole))[0]
     for name, guess in guesses.items():
         line = calibration_line(guess, change)
         error = np.sqrt(((change - guess) ** 2).mean())
@@ -391,7 +392,7 @@ def report(case: Case, *, tuning: bool) -> None:
     sets = forget_sets(case, trained, tuning=tuning)
     random, sliced = bank_near(case, trained)
     calibrated = {
-        name: calibrate(trained.tau[:n_query], replace(bank, outputs=bank.outputs[:, :n_query]))
+        name: calibrate(trained.tau, replace(bank, outputs=bank.outputs[:, :n_query]))
         for name, bank in (("random removals", random), ("and removals of slices", sliced))
     }
     slopes = slopes_of(case, trained, sliced)
@@ -401,7 +402,6 @@ def report(case: Case, *, tuning: bool) -> None:
     print(
         f"\n{case.title}: {len(case.train[1])} rows, {size} parameters, N = {case.models}, "
         f"{2 * case.models} oracles a set, banks of {len(random)} and {len(sliced)}; "
-        f"teacher's scales {slopes.kept:.2f} and {slopes.forgotten:.2f} (forgotten rows); "
         f"{time.perf_counter() - started:.0f} s"
     )
     before = margins(case, trained.states, case.validation)
@@ -413,19 +413,27 @@ def report(case: Case, *, tuning: bool) -> None:
         after = margins(case, oracles[name], case.validation)
         print_predictions(name, rows, before, after, calibrated, trained)
     for number, (name, rows) in enumerate(sets.items()):
-        print(f"\n{name}: {len(rows)} rows")
+        own = slopes(rows)
+        print(
+            f"\n{name}: {len(rows)} rows; teacher's scale {own.kept:.2f}, of forgotten rows "
+            f"{own.forgotten:.2f}"
+        )
         print(
             f"{'method':18}{'forget':>7}{'P95':>6}{'retain':>7}{'P95':>6}{'valid.':>7}{'P95':>6}"
             f"{'U-LiRA':>9}{'sd':>7}{'acc.':>8}{'cost':>8}{'s':>7}"
         )
-        print_methods(case, trained, rows, oracles[name], flat[number], slopes, case.methods)
+        print_methods(case, trained, rows, oracles[name], flat[number], own, case.methods)
 
 
-def slopes_of(case: Case, trained: Trained, bank: RetrainBank) -> RemovalSlopes:
-    """The teacher's scales, from its predictions for removals in the bank, on training rows."""
-    first, rows = len(case.validation[1]), retain_points(case)
-    points = case.train[0][rows], case.train[1][rows]
-    chosen = np.arange(0, len(bank), 5)
+def slopes_of(
+    case: Case, trained: Trained, bank: RetrainBank
+) -> Callable[[np.ndarray], RemovalSlopes]:
+    """The teacher's scales for a forget set, from its predictions for removals in the bank.
+
+    Read on training rows, of removals of 0.4 to 2.5 times as many rows.
+    """
+    first, points = len(case.validation[1]), case.train
+    chosen = np.arange(0, len(bank), 3)
     masks = bank.masks[chosen]
     few = {name: value[:3] for name, value in trained.states.items()}
     found = forget_directions(case.model, few, train=case.train, forget=list(~masks), **DIRECTIONS)
@@ -440,7 +448,18 @@ def slopes_of(case: Case, trained: Trained, bank: RetrainBank) -> RemovalSlopes:
         masks=masks, outputs=bank.outputs[chosen][:, first:], seeds=bank.seeds[chosen]
     )
     whole = margins(case, trained.states, points).mean(axis=0)
-    return removal_slopes(predicted, part, rows=rows, whole=whole)
+    removed = (~masks).sum(axis=1)
+
+    def for_rows(forgotten: np.ndarray) -> RemovalSlopes:
+        near = (removed >= 0.4 * len(forgotten)) & (removed <= 2.5 * len(forgotten))
+        return removal_slopes(
+            np.array(predicted)[near],
+            part.subset(near),
+            rows=np.arange(len(points[1])),
+            whole=whole,
+        )
+
+    return for_rows
 
 
 if __name__ == "__main__":

@@ -93,10 +93,10 @@ def forget_directions(
         centred: Sum of scores less that of a mean forget set of the same size. Without it, removing
             10 % of the digits at random is said to cost 0.33 of the margin, and costs 0.04.
         newton: K of the rows that stay (Guo et al. 2020; of "ggn" only the margin's part leaves),
-            at the price of a solve [|F|, |F|]. Groups of rows alike hold one another in place, which K
-            of all rows does not see: on digits, predicted and retrained change of the forgotten
-            rows correlate 0.94 to 0.98 instead of 0.79 to 0.90, and the slope is 0.8 to 1.0
-            instead of 4 to 7 (damping 0.3; random rows, half a class).
+            at the price of a solve [|F|, |F|]. Rows alike hold one another in place, which K of all
+            rows does not see: on digits, predicted and retrained change of the forgotten rows
+            correlate 0.94 to 0.98 instead of 0.79 to 0.90, and the slope is 0.8 to 1.0 instead of 4
+            to 7 (damping 0.3; random rows, half a class).
         projection: As the scores'; "auto" is refused, for it names no matrix.
         ggn_classes: As the scores'.
         device: auto, cpu or cuda.

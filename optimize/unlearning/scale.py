@@ -94,7 +94,9 @@ def removal_slopes(
 ) -> RemovalSlopes:
     """How large the effects of removals are on training rows, apart for those that go themselves.
 
-    Least squares through the origin over all pairs of a bank's model and a row.
+    Least squares through the origin over all pairs of a model and a row. Rows that are hard to fit
+    lose most and lose more than in proportion, so take all training rows for queries, and models
+    that lack about as many rows as are to be forgotten.
 
     Args:
         predicted: Float [M, n_query], for each model of the bank the change of outputs from all
