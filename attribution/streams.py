@@ -38,6 +38,7 @@ class Purpose(StrEnum):
     FOLDS = "folds"
     DESIGN = "design"
     FORGET = "forget"
+    AIM = "aim"
 
 
 # Fixed for ever: a changed number is a changed experiment. New purposes take the next free one.
@@ -60,6 +61,7 @@ PURPOSE_CODES: dict[Purpose, int] = {
     Purpose.FOLDS: 16,
     Purpose.DESIGN: 17,
     Purpose.FORGET: 18,
+    Purpose.AIM: 19,
 }
 
 _ROUNDS = 10

@@ -9,7 +9,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from optimize.aim import Aimed, aimed_subsets
     from optimize.averaged import MeanDatamodel
+    from optimize.bent import BentDatamodel, bend
+    from optimize.curve import Family, SizeCurve, best_rows, size_curve, size_grid
     from optimize.datamodel import LinearDatamodel
     from optimize.design import Bought, NextMasks, bought, next_masks
     from optimize.duplicates import near_duplicates, same_content
@@ -19,17 +22,24 @@ if TYPE_CHECKING:
     from optimize.surrogate import calibrate
 
 __all__ = [
+    "Aimed",
+    "BentDatamodel",
     "Bought",
     "Budget",
+    "Family",
     "LinearDatamodel",
     "MeanDatamodel",
     "NextMasks",
     "Partition",
     "Selection",
+    "SizeCurve",
     "Solution",
     "Spread",
     "Status",
+    "aimed_subsets",
     "balanced_subset",
+    "bend",
+    "best_rows",
     "bought",
     "calibrate",
     "near_duplicates",
@@ -37,22 +47,31 @@ __all__ = [
     "random_subset",
     "refuse_conflicts",
     "same_content",
+    "size_curve",
+    "size_grid",
     "solve_selection",
     "spread_of",
 ]
 
 _HOMES = {
+    "Aimed": "optimize.aim",
+    "BentDatamodel": "optimize.bent",
     "Bought": "optimize.design",
     "Budget": "optimize.problem",
+    "Family": "optimize.curve",
     "LinearDatamodel": "optimize.datamodel",
     "MeanDatamodel": "optimize.averaged",
     "NextMasks": "optimize.design",
     "Partition": "optimize.problem",
     "Selection": "optimize.problem",
+    "SizeCurve": "optimize.curve",
     "Solution": "optimize.problem",
     "Spread": "optimize.spread",
     "Status": "optimize.problem",
+    "aimed_subsets": "optimize.aim",
     "balanced_subset": "optimize.select",
+    "bend": "optimize.bent",
+    "best_rows": "optimize.curve",
     "bought": "optimize.design",
     "calibrate": "optimize.surrogate",
     "near_duplicates": "optimize.duplicates",
@@ -60,6 +79,8 @@ _HOMES = {
     "random_subset": "optimize.select",
     "refuse_conflicts": "optimize.select",
     "same_content": "optimize.duplicates",
+    "size_curve": "optimize.curve",
+    "size_grid": "optimize.curve",
     "solve_selection": "optimize.select",
     "spread_of": "optimize.spread",
 }
