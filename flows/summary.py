@@ -52,7 +52,7 @@ def meaning(loaded: LoadedSpec) -> Iterator[tuple[str, str]]:
     for attribution in spec.attribution:
         yield f"attribution {attribution.name}", f"{attribution.method}, {attribution.output}"
     for problem in spec.selections:
-        size = f"{problem.size} rows" if isinstance(problem.size, int) else f"{problem.size:.0%}"
+        size = f"{problem.size:.0%}" if isinstance(problem.size, float) else f"{problem.size} rows"
         asked = f"{problem.kind} {size} for '{problem.targets}' by '{problem.uses}'"
         yield f"problem {problem.name}", asked
     for forgetting in spec.unlearnings:

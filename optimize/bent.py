@@ -40,7 +40,7 @@ _LENGTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
 _AMPLITUDES = (0.1, 0.5, 2.0, 10.0)
 _GROWTHS = (0.0, 0.003, 0.01, 0.03, 0.1, 0.3)
 # A curve of two coordinates and a variance cannot be told apart by fewer subsets.
-LEAST = 6
+LEAST = 4
 # Random subsets all lie at z = 0: more of them say nothing more about g.
 _MOST_RANDOM = 150
 # Subsets, or pairs of them, whose joint covariance is formed at once.

@@ -32,6 +32,10 @@ class Quota(Frozen):
         return self
 
 
+# What bends a surrogate, and what bends one for each half of the targets.
+LEAST_AIMED, LEAST_CROSSED = 12, 24
+
+
 class SelectSpec(Frozen):
     """``[[problem]]`` with ``kind = "select"``: which rows to train on."""
 
@@ -44,15 +48,21 @@ class SelectSpec(Frozen):
     targets: str = "queries"
     """Set of examples whose outputs are to become better."""
     size: Annotated[
-        Annotated[int, Field(gt=0)] | Annotated[float, Field(gt=0, lt=1)],
-        Field(examples=[1000, 0.9]),
+        Annotated[int, Field(gt=0)] | Annotated[float, Field(gt=0, lt=1)] | Literal["best"],
+        Field(examples=[1000, 0.9, "best"]),
     ]
-    """Training rows to keep: a number of rows, or a fraction of them."""
+    """Training rows to keep: a number of rows, a fraction of them, or 'best', the predicted best
+    number."""
+    aimed: Annotated[int, Field(ge=0)] = 36
+    """Models retrained near the choice before it is predicted; 0 for a prediction from random
+    subsets alone, which effects that do not add up put far off. 'best' needs 24 or more."""
     quotas: dict[str, Quota] = Field(default_factory=dict)
     """Bounds for each class, as in { "3" = { min = 100 } }."""
 
     def rows(self, n_pool: int) -> int:
-        """Rows to keep out of `n_pool`."""
+        """Rows to keep out of `n_pool`; of the best number, the most."""
+        if self.size == "best":
+            return n_pool
         return self.size if isinstance(self.size, int) else round(self.size * n_pool)
 
     @model_validator(mode="after")
@@ -60,6 +70,14 @@ class SelectSpec(Frozen):
         least = sum(quota.min or 0 for quota in self.quotas.values())
         if isinstance(self.size, int) and least > self.size:
             refuse([(("quotas",), f"they ask for {least} rows, size is {self.size}; lower them")])
+        return self
+
+    @model_validator(mode="after")
+    def _aimed_suffice(self) -> Self:
+        least = LEAST_CROSSED if self.size == "best" else LEAST_AIMED
+        if self.aimed < least and (self.aimed or self.size == "best"):
+            told = "size = 'best' needs" if self.size == "best" else "a surrogate bends to"
+            refuse([(("aimed",), f"{told} {least} or more, not {self.aimed}")])
         return self
 
 

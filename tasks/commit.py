@@ -237,6 +237,8 @@ def _add_problem(plan: Blueprint, problem: DecisionSpec, rows: Rows) -> None:
     )
     names = ("example_id", "chosen", "utility", "position")
     rows["solution_rows"] += [own | dict(zip(names, values, strict=True)) for values in columns]
+    if "origins" in facts:
+        _add_retrainings(plan, solution, rows)
     _add_verdict(plan, problem, own, rows)
 
 
@@ -263,12 +265,12 @@ def _add_verdict(plan: Blueprint, problem: DecisionSpec, own: dict[str, Any], ro
     _add_retrainings(plan, verdict, rows)
 
 
-def _add_retrainings(plan: Blueprint, verdict: Manifest, rows: Rows) -> None:
-    """The models of a verdict, but for those that another verdict of the run has added."""
-    made = load_rows(plan.artifacts, verdict)
-    # They are all sealed, unless somebody removed a chunk since the verdict was.
+def _add_retrainings(plan: Blueprint, sealed: Manifest, rows: Rows) -> None:
+    """The models of a solution or verdict, but for those that the run has added already."""
+    made = load_rows(plan.artifacts, sealed)
+    # They are all there, unless somebody removed a chunk since.
     names = retrained(plan, made.masks, made.seeds)
-    output = str(verdict.facts["output"])
+    output = str(sealed.facts["output"])
     entries = zip(names, made.origins.tolist(), made.seeds.tolist(), made.masks, strict=True)
     models = {entry[0]: _retraining(plan, *entry) for entry in entries}
     there = {entry["retrain_id"] for entry in rows["bank"]}

@@ -14,6 +14,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
 from schemas.manifest import Manifest
+from tasks.aiming import made_for, predictor
 from tasks.bank import open_bank
 from tasks.bank_extension import MASKS_FILE
 from tasks.blueprint import VERSIONS, Blueprint
@@ -27,7 +28,6 @@ from tasks.reporting.forgetting import from_facts
 from tasks.reporting.tracking import log_run
 from tasks.requests import CERTIFICATE_FILE
 from tasks.score import PER_QUERY_FILE
-from tasks.surrogate import surrogate_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -165,7 +165,7 @@ def _against_observed(
     """The mean output on the judging rows: of the models that only evaluate, and of each arm."""
     ids = plan.sets.ids(plan.spec.verdict.judge_on)
     verdict = plan.sealed("verdict", plan.verdict_key(problem))
-    surrogate = surrogate_of(plan, problem, plan.spec.verdict.judge_on)
+    surrogate = predictor(plan, problem, plan.spec.verdict.judge_on, made_for(plan, problem))
     bank = open_bank(plan, "evaluate", ids, output)
     masks = np.load(plan.artifacts.folder(verdict) / MASKS_FILE).reshape(
         len(arms), -1, plan.n_train

@@ -174,12 +174,15 @@ def _fitted(plan: Blueprint, attribution: AttributionSpec) -> _Made:
     return _Made(scores=np.asarray(scores), self_influence=None, facts=facts)
 
 
-def calibrating_bank(plan: Blueprint, attribution: AttributionSpec, ids: IntArray) -> "RetrainBank":
+def calibrating_bank(
+    plan: Blueprint, attribution: AttributionSpec, ids: IntArray, *, output: str | None = None
+) -> "RetrainBank":
     """What an attribution's surrogate is calibrated on, observed on some test rows.
 
-    It is the bank's calibration half, without what the scores themselves were fitted to.
+    It is the bank's calibration half, without what the scores themselves were fitted to. The output
+    is the attribution's unless another is asked for.
     """
-    bank = open_bank(plan, "calibrate", ids, plan.output(attribution))
+    bank = open_bank(plan, "calibrate", ids, output or plan.output(attribution))
     share = plan.fitted_share(attribution)
     return bank.split(share, plan.spec.seed)[1] if share else bank
 

@@ -17,6 +17,7 @@ from tasks.score import calibrating_bank, load_scores
 
 if TYPE_CHECKING:
     from optimize.averaged import MeanDatamodel
+    from optimize.bent import BentDatamodel
     from optimize.datamodel import LinearDatamodel
 
 # Standard deviations; a bank of a few hundred subsets reaches three.
@@ -44,7 +45,7 @@ def calibrated(plan: Blueprint, attribution: AttributionSpec, rows: str) -> "Lin
 
 def predicted_change(
     plan: Blueprint,
-    surrogate: "MeanDatamodel",
+    surrogate: "MeanDatamodel | BentDatamodel",
     masks: NDArray[np.bool_],
     *,
     seeds: int | None = None,

@@ -14,6 +14,7 @@ from schemas.frozen import nearest
 from schemas.manifest import Manifest
 from schemas.methods import FALLING
 from schemas.spec import SelectSpec
+from tasks.aiming import aimed_for, curve_facts, curve_of, made_for, predictor
 from tasks.bank import accuracy_of, logits_of, outputs_of, retrained
 from tasks.bank_extension import MASKS_FILE, SEEDS_FILE
 from tasks.blueprint import VERSIONS, Blueprint
@@ -26,10 +27,12 @@ from tasks.problems.shape import (
     VERDICT,
     arm_seeds,
 )
-from tasks.surrogate import extrapolation, finite, predicted_change, surrogate_of
+from tasks.surrogate import calibrated, extrapolation, finite, predicted_change
 
 if TYPE_CHECKING:
     from optimize.averaged import MeanDatamodel
+    from optimize.bent import BentDatamodel
+    from optimize.curve import SizeCurve
 
 BoolArray = NDArray[np.bool_]
 
@@ -58,19 +61,39 @@ def check(plan: Blueprint, problem: SelectSpec) -> None:
 
 def solve(plan: Blueprint, problem: SelectSpec, key: str) -> Manifest:
     """Choose the rows that raise the mean output over the targets most."""
+    from optimize.curve import size_grid
     from optimize.select import select
 
     check(plan, problem)
     output = plan.output(plan.spec.attribution_named(problem.uses))
-    surrogate = surrogate_of(plan, problem, problem.targets)
+    linear = calibrated(plan, plan.spec.attribution_named(problem.uses), problem.targets)
+    surrogate = linear.averaged()
     utility = (-1.0 if output in FALLING else 1.0) * surrogate.weights[0]
-    solution = select(utility, **_bounds(plan, problem))
-    judge = surrogate_of(plan, problem, plan.spec.verdict.judge_on)
-    warning = extrapolation(plan, judge.weights[0], solution.choice)
+    bounds, made, curve, told = _bounds(plan, problem), None, None, ""
+    if problem.aimed:
+        found, made = aimed_for(plan, problem, linear)
+        if problem.size == "best":
+            demanded = sum(sum(each.minimum.values()) for each in bounds["partitions"])
+            least = max(linear.sizes[0], demanded)
+
+            def choose(values: NDArray[np.float64], size: int) -> BoolArray:
+                return select(values, **(bounds | {"size": size})).choice
+
+            sizes = size_grid(min(least, bounds["size"]), bounds["size"])
+            by, curve = curve_of(plan, problem, found, made, choose=choose, sizes=sizes)
+            bounds["size"], told = curve.best_size, f" {_size_sentence(by, curve)}"
+    solution = select(utility, **bounds)
+    made = made and made.without(solution.choice[None])
+    judge = predictor(plan, problem, plan.spec.verdict.judge_on, made)
+    warning = "" if made else extrapolation(plan, judge.weights[0], solution.choice)
     inputs = {"scores": plan.scores_key(plan.spec.attribution_named(problem.uses)) or ""}
     with plan.artifacts.seal(SOLUTION, key, version=VERSIONS[SOLUTION], inputs=inputs) as draft:
         np.save(draft.path / CHOICE_FILE, solution.choice)
         np.save(draft.path / UTILITY_FILE, utility)
+        if made:
+            np.save(draft.path / MASKS_FILE, made.masks)
+            np.save(draft.path / SEEDS_FILE, made.seeds)
+            draft.facts |= {"origins": made.origins.tolist()}
         draft.facts |= {
             "status": str(solution.status),
             "size": solution.size,
@@ -78,12 +101,21 @@ def solve(plan: Blueprint, problem: SelectSpec, key: str) -> Manifest:
             "bound": solution.bound,
             "gap": solution.gap,
             "prices": dict(solution.prices),
-            "sentence": f"{solution.sentence}{warning}",
+            "sentence": f"{solution.sentence}{told}{warning}",
             "output": output,
             "surrogate": finite(surrogate.diagnostics()),
             "predicted": predicted_change(plan, judge, solution.choice[None]),
+            "curve": curve_facts(by, curve) if curve else None,
         }
     return draft.manifest
+
+
+def _size_sentence(output: str, curve: "SizeCurve") -> str:
+    """What the size curve says."""
+    told = f"{curve.best_size} rows have the best predicted {output}"
+    if curve.enough < curve.best_size:
+        told += f"; from {curve.enough} on what is lost may be nothing"
+    return f"{told}."
 
 
 def judge(plan: Blueprint, problem: SelectSpec, key: str) -> Manifest:
@@ -96,7 +128,7 @@ def judge(plan: Blueprint, problem: SelectSpec, key: str) -> Manifest:
     names = retrained(plan, stacked, seeds)
     logits = logits_of(plan, names)
     output = str(solution.facts["output"])
-    surrogate = surrogate_of(plan, problem, plan.spec.verdict.judge_on)
+    surrogate = predictor(plan, problem, plan.spec.verdict.judge_on, made_for(plan, problem))
     arms = compare(plan, masks, logits, surrogate, output)
     inputs = {"solution": solution.key, "trained_by": plan.trained_by}
     with plan.artifacts.seal(VERDICT, key, version=VERSIONS[VERDICT], inputs=inputs) as draft:
@@ -135,7 +167,7 @@ def compare(
     plan: Blueprint,
     masks: dict[str, BoolArray],
     logits: NDArray[np.float32],
-    surrogate: "MeanDatamodel",
+    surrogate: "MeanDatamodel | BentDatamodel",
     output: str,
 ) -> list[dict[str, Any]]:
     """What each arm did, against all rows and against the choice; one record an arm."""
@@ -188,4 +220,10 @@ def _bounds(plan: Blueprint, problem: SelectSpec) -> dict[str, Any]:
     most = {group: q.max for group, q in quotas.items() if q.max is not None}
     labels, names = plan.dataset.train.targets, dict(enumerate(classes))
     partitions = [Partition("class", labels, least, most, names)] if quotas else []
-    return {"size": problem.rows(plan.n_train), "partitions": partitions}
+    rows = problem.rows(plan.n_train)
+    if problem.size == "best":
+        counts = np.bincount(labels) if quotas else np.array([rows])
+        for group, rows_allowed in most.items():
+            counts[group] = min(counts[group], rows_allowed)
+        rows = int(counts.sum())
+    return {"size": rows, "partitions": partitions}
