@@ -9,7 +9,7 @@ of Python integers, though the ledger keeps them in 32 bits.
 import dataframely as dy
 import polars as pl
 
-KIND_OF_RETRAINING = r"^(calibrate|evaluate|verdict:[A-Za-z0-9_.-]+)$"
+KIND_OF_RETRAINING = r"^(calibrate|evaluate|(aimed|verdict):[A-Za-z0-9_.-]+)$"
 
 
 class RunFrame(dy.Schema):

@@ -257,7 +257,7 @@ GROUP BY b.dataset_id, b.kind, b.alpha
 ORDER BY b.dataset_id, b.kind, b.alpha;
 COMMENT ON VIEW bank_by_kind IS 'How many retrained models there are, by data set, kind and share of rows.';
 COMMENT ON COLUMN bank_by_kind.dataset_id IS 'The data set.';
-COMMENT ON COLUMN bank_by_kind.kind IS 'What the models are for: calibrate, evaluate, or verdict:<arm>.';
+COMMENT ON COLUMN bank_by_kind.kind IS 'What the models are for: calibrate, evaluate, aimed:<problem> or verdict:<arm>.';
 COMMENT ON COLUMN bank_by_kind.alpha IS 'Share of the training rows that random masks keep.';
 COMMENT ON COLUMN bank_by_kind.models IS 'Retrained models.';
 COMMENT ON COLUMN bank_by_kind.masks IS 'Different sets of rows among them.';
