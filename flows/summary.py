@@ -57,9 +57,13 @@ def meaning(loaded: LoadedSpec) -> Iterator[tuple[str, str]]:
         yield f"problem {problem.name}", asked
     for forgetting in spec.unlearnings:
         yield f"problem {forgetting.name}", _forgotten(forgetting)
+    for traced in spec.traces:
+        by = ", ".join(f"'{name}'" for name in traced.uses)
+        asked = f"trace the {traced.top} rows behind each of '{traced.targets}' by {by}"
+        yield f"problem {traced.name}", f"{asked}; judged without them, {spec.verdict.seeds} times"
     for valued in spec.valuations:
         yield f"problem {valued.name}", _valued(valued)
-    if spec.decisions:
+    if len(spec.decisions) > len(spec.traces):
         judged = f"judged on '{spec.verdict.judge_on}'"
         arms = f"{spec.verdict.seeds} seeds each against {', '.join(spec.verdict.arms)}; "
         yield "verdict", f"{arms if spec.selections else ''}{judged}"

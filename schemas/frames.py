@@ -304,6 +304,69 @@ class PlayerValueFrame(dy.Schema):
     standard_error = dy.Float64(min=0)
 
 
+class TracingFrame(dy.Schema):
+    """One row: one problem that asked which rows made the model say something."""
+
+    tracing_id = dy.String(primary_key=True, min_length=1)
+    run_id = dy.String(min_length=1)
+    dataset_id = dy.String(min_length=1)
+    problem = dy.String(min_length=1)
+    targets = dy.String(min_length=1)
+    text_column = dy.String(nullable=True, min_length=1)
+    truth = dy.String(nullable=True, min_length=1)
+    top = dy.Int64(min=1)
+    n_queries = dy.Int64(min=1)
+    with_truth = dy.Int64(min=0)
+    judged = dy.Int64(min=1)
+    removed = dy.Int64(min=1)
+    output = dy.String(min_length=1)
+    value = dy.Float64()
+    sentence = dy.String()
+
+
+class TracingArmFrame(dy.Schema):
+    """One row: a method of a tracing, or random rows; ranks are null where no truth is known."""
+
+    tracing_id = dy.String(primary_key=True, min_length=1)
+    place = dy.Int64(min=0)
+    arm = dy.String(primary_key=True, min_length=1)
+    attribution_id = dy.String(nullable=True, min_length=1)
+    mrr = dy.Float64(nullable=True, min=0, max=1)
+    mrr_low = dy.Float64(nullable=True)
+    mrr_high = dy.Float64(nullable=True)
+    recall = dy.Float64(nullable=True, min=0, max=1)
+    recall_low = dy.Float64(nullable=True)
+    recall_high = dy.Float64(nullable=True)
+    models = dy.Int64(min=1)
+    value = dy.Float64()
+    change = dy.Float64()
+    change_low = dy.Float64(nullable=True)
+    change_high = dy.Float64(nullable=True)
+    against_random = dy.Float64(nullable=True)
+    against_random_low = dy.Float64(nullable=True)
+    against_random_high = dy.Float64(nullable=True)
+
+
+class TracingEffectFrame(dy.Schema):
+    """One row: what one query lost without the rows of one arm."""
+
+    tracing_id = dy.String(primary_key=True, min_length=1)
+    arm = dy.String(primary_key=True, min_length=1)
+    query_id = dy.Int32(primary_key=True, min=0)
+    change = dy.Float64()
+
+
+class TracingRowFrame(dy.Schema):
+    """One row: a training example that a method names for a query."""
+
+    tracing_id = dy.String(primary_key=True, min_length=1)
+    arm = dy.String(primary_key=True, min_length=1)
+    query_id = dy.Int32(primary_key=True, min=0)
+    rank = dy.Int64(primary_key=True, min=1)
+    train_id = dy.Int32(min=0)
+    score = dy.Float32()
+
+
 FRAMES: dict[str, type[dy.Schema]] = {
     "runs": RunFrame,
     "examples": ExampleFrame,
@@ -322,5 +385,9 @@ FRAMES: dict[str, type[dy.Schema]] = {
     "query_changes": QueryChangeFrame,
     "valuations": ValuationFrame,
     "player_values": PlayerValueFrame,
+    "tracings": TracingFrame,
+    "tracing_arms": TracingArmFrame,
+    "tracing_effects": TracingEffectFrame,
+    "tracing_rows": TracingRowFrame,
 }
 """The schema of each table of the ledger, in the order in which they are filled."""

@@ -44,6 +44,11 @@ class MethodSpec(Frozen):
         """Whether it is fitted to the outputs of the bank's models, and reads no checkpoint."""
         return isinstance(self, DatamodelSpec | EmpiricalInfluenceSpec)
 
+    @property
+    def rows_only(self) -> bool:
+        """Whether it compares rows as they were written, and asks no model."""
+        return isinstance(self, Bm25Spec | EmbeddingSpec)
+
     def output_for(self, task: Task) -> Output:
         """The output that is attributed, with 'auto' decided by the task."""
         return OUTPUTS_OF_TASK[task][0] if self.output == "auto" else self.output
@@ -301,6 +306,32 @@ class SimilaritySpec(MethodSpec):
     """Rows of every class, or of the query's own."""
 
 
+class EmbeddingSpec(MethodSpec):
+    """``method = "embedding"``: likeness of embeddings, of one's own or made of the words."""
+
+    method: Literal["embedding"]
+    """The estimator."""
+    name: Name = "embedding"
+    """What the scores are called in tables and reports."""
+    checkpoints: Literal["none"] = "none"  # type: ignore[assignment]
+    """It reads rows, and no model."""
+    column: str | None = None
+    """Metadata column that holds each row's embedding, a list of numbers; without one they are
+    made of the words by latent semantic analysis (Deerwester et al. 1990)."""
+    dim: Count | None = None
+    """Width of embeddings that are made of words; 64 by default."""
+    measure: Literal["cosine", "dot", "l2"] = "cosine"
+    """How two embeddings are compared."""
+
+    general: ClassVar[frozenset[str]] = MethodSpec.general | {"column", "dim"}
+
+    @model_validator(mode="after")
+    def _own_embeddings_have_a_width(self) -> Self:
+        if self.column is not None and self.dim is not None:
+            refuse([(("dim",), f"the embeddings of column '{self.column}' have one; leave it out")])
+        return self
+
+
 class KnnShapleySpec(MethodSpec):
     """``method = "knn_shapley"`` (Jia et al. 2019): a row's part in the vote of the nearest."""
 
@@ -379,6 +410,7 @@ AttributionSpec = Annotated[
     | JackknifeSpec
     | RepresenterSpec
     | SimilaritySpec
+    | EmbeddingSpec
     | KnnShapleySpec
     | Bm25Spec
     | DatamodelSpec

@@ -1,7 +1,7 @@
 """What is asked of the scores: the tables ``[[problem]]`` and ``[verdict]``.
 
-A problem says what is decided or valued, the verdict how a decision is checked by retraining.
-Values are made of retrainings already, so no verdict judges them.
+A problem says what is decided, traced or valued, the verdict how an answer is checked by
+retraining. Values are made of retrainings already, so no verdict judges them.
 """
 
 from typing import Annotated, Literal, Self
@@ -81,6 +81,29 @@ class SelectSpec(Frozen):
         return self
 
 
+class TraceSpec(Frozen):
+    """``[[problem]]`` with ``kind = "trace"``: which rows made the model say this."""
+
+    kind: Annotated[Literal["trace"], Field(examples=["trace"])]
+    """The kind of question."""
+    name: Name = "trace"
+    """What the answer is called in tables and reports."""
+    uses: Annotated[
+        tuple[str, ...],
+        AfterValidator(distinct),
+        Field(min_length=1, examples=[["bm25", "trak"]]),
+    ]
+    """Names of the attributions that are compared."""
+    targets: str = "queries"
+    """Set of examples whose outputs are traced."""
+    top: Annotated[int, Field(gt=0)] = 10
+    """Rows that each method names for each query, and that retraining leaves out."""
+    truth: Annotated[str, Field(min_length=1)] | None = None
+    """Metadata column that a query shares with the rows that state what it asks for."""
+    judged: Annotated[int, Field(gt=0)] = 50
+    """Most queries that retraining judges; of more, so many are drawn."""
+
+
 Worth = Literal["margin", "accuracy", "logprob", "loss", "squared_error"]
 
 # What a better model has more of, or less (`schemas.methods.FALLING`), the default first.
@@ -129,9 +152,16 @@ class ValueSpec(Frozen):
         return self
 
 
-# What is decided from scores; a verdict judges it.
-DecisionSpec = SelectSpec | UnlearnSpec
+# What is decided over the surrogate of one attribution.
+ChoiceSpec = SelectSpec | UnlearnSpec
+# What is asked of scores; a verdict judges it.
+DecisionSpec = ChoiceSpec | TraceSpec
 ProblemSpec = Annotated[DecisionSpec | ValueSpec, Field(discriminator="kind")]
+
+
+def attributions_of(problem: DecisionSpec) -> tuple[str, ...]:
+    """Names of the attributions that a problem reads."""
+    return problem.uses if isinstance(problem, TraceSpec) else (problem.uses,)
 
 
 # --- [verdict] ------------------------------------------------------------------------------------

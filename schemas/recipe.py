@@ -79,6 +79,9 @@ class TextSpec(Frozen):
     """Tokens of a text; longer texts are cut, shorter ones padded."""
     vocabulary: Annotated[int, Field(gt=1)] = 4096
     """Token numbers, padding included; 257 for bytes."""
+    answer: str | None = None
+    """Column of the words that are asked for, of a language model: where a row fills it, its output
+    and its loss are those of these words alone, of the text's last mention of them."""
 
     @model_validator(mode="before")
     @classmethod
@@ -157,8 +160,13 @@ class DataSpec(Frozen):
     def _column_problems(self) -> Iterator[tuple[tuple[str, ...], str]]:
         if self.text and self.scheme not in TABLE_SCHEMES:
             yield ("text",), f"{self.source} has no columns of text; use csv, parquet or jsonl"
-        if self.text and self.text.column in (self.target, self.id, self.split, *self.metadata):
+        taken = (self.target, self.id, self.split, *self.metadata)
+        if self.text and self.text.column in taken:
             yield ("text", "column"), f"column '{self.text.column}' has another role; name another"
+        if self.text and self.text.answer in (self.text.column, *taken) and self.text.answer:
+            yield ("text", "answer"), f"column '{self.text.answer}' has another role; name another"
+        if self.text and self.text.answer and self.target:
+            yield ("text", "answer"), "only a text that predicts itself has answers; leave it out"
         if self.known_task == "language" and self.task != "auto":
             yield ("task",), f"a {self.task} needs a target; name its column, or leave it out"
         if self.scheme in TABLE_SCHEMES and not self.target and not self.text:

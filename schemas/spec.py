@@ -31,6 +31,7 @@ from schemas.methods import (
     AttributionSpec,
     DatamodelSpec,
     EkfacSpec,
+    EmbeddingSpec,
     EmpiricalInfluenceSpec,
     GradCosSpec,
     GradDotSpec,
@@ -44,12 +45,15 @@ from schemas.methods import (
 from schemas.projections import ProjectionSpec
 from schemas.questions import (
     WORTHS_OF_TASK,
+    ChoiceSpec,
     DecisionSpec,
     ProblemSpec,
     Quota,
     SelectSpec,
+    TraceSpec,
     ValueSpec,
     VerdictSpec,
+    attributions_of,
 )
 from schemas.recipe import (
     BUILT_IN_MODELS,
@@ -153,6 +157,11 @@ class CurationSpec(Frozen):
         return tuple(problem for problem in self.problem if isinstance(problem, UnlearnSpec))
 
     @property
+    def traces(self) -> tuple[TraceSpec, ...]:
+        """The problems that ask which rows made the model say something."""
+        return tuple(problem for problem in self.problem if isinstance(problem, TraceSpec))
+
+    @property
     def valuations(self) -> tuple[ValueSpec, ...]:
         """The problems that value sources or rows."""
         return tuple(problem for problem in self.problem if isinstance(problem, ValueSpec))
@@ -211,9 +220,21 @@ def _attribution_problems(attributions: tuple[AttributionSpec, ...], above: Any)
         if task and attribution.output not in ("auto", *OUTPUTS_OF_TASK[task]):
             hint = nearest(attribution.output, OUTPUTS_OF_TASK[task])
             yield (place, "output"), f"a {task} has no '{attribution.output}'{hint}"
+        if data := above.get("data"):
+            yield from _unread_rows(place, attribution, data)
         late = [epoch for epoch in getattr(attribution, "epochs", ()) if epochs < epoch]
         if late and not weights:
             yield (place, "epochs"), f"{late[0]} of {epochs} epochs; write at most {epochs}"
+
+
+def _unread_rows(place: int, attribution: AttributionSpec, data: DataSpec) -> Problems:
+    """What a method that compares rows as they were written does not find in them."""
+    column = getattr(attribution, "column", None)
+    if column is not None and column not in data.metadata:
+        hint = nearest(column, data.metadata) or "; name the column in data.metadata"
+        yield (place, "column"), f"there is no metadata column '{column}'{hint}"
+    if isinstance(attribution, EmbeddingSpec) and column is None and data.text is None:
+        yield (place, "column"), f"missing; {data.source} has no data.text to make embeddings of"
 
 
 def _problem_problems(problems: tuple[ProblemSpec, ...], above: Any) -> Problems:
@@ -230,12 +251,12 @@ def _problem_problems(problems: tuple[ProblemSpec, ...], above: Any) -> Problems
             continue
         if "attribution" in above:
             names = [attribution.name for attribution in above["attribution"]]
-            if problem.uses not in names:
-                hint = nearest(problem.uses, names)
-                yield (place, "uses"), f"there is no attribution '{problem.uses}'{hint}"
+            for used in attributions_of(problem):
+                if used not in names:
+                    yield (place, "uses"), f"there is no attribution '{used}'{nearest(used, names)}"
         if isinstance(problem, UnlearnSpec):
             yield from _unlearn_problems(place, problem, task, above)
-        elif problem.quotas and task == "regression":
+        if isinstance(problem, SelectSpec) and problem.quotas and task == "regression":
             yield (place, "quotas"), "a regression has no classes; leave quotas out"
 
 
@@ -255,13 +276,16 @@ def _unlearn_problems(place: int, problem: UnlearnSpec, task: Task | None, above
 
 
 def _verdict_problems(verdict: VerdictSpec, above: Any) -> Problems:
-    yield from _unknown_set(("judge_on",), verdict.judge_on, above)
+    problems = above.get("problem", ())
+    # A trace judges the queries that it explains: by models that lack the rows it names.
+    if not problems or not all(isinstance(problem, TraceSpec) for problem in problems):
+        yield from _unknown_set(("judge_on",), verdict.judge_on, above)
     task = above["data"].known_task if "data" in above else None
     if task == "regression" and "balanced" in verdict.arms:
         yield ("arms",), "a regression has no classes to balance; leave 'balanced' out"
     sets = above.get("sets", {})
-    for problem in above.get("problem", ()):
-        if isinstance(problem, ValueSpec):
+    for problem in problems:
+        if isinstance(problem, ValueSpec | TraceSpec):
             continue
         judged, aimed = verdict.judge_on, problem.targets
         if judged == aimed or (sets.get(judged) and sets.get(judged) == sets.get(aimed)):
@@ -379,6 +403,7 @@ def schema_text() -> str:
 __all__ = [
     "AttributionSpec",
     "BankSpec",
+    "ChoiceSpec",
     "ComputeSpec",
     "CorruptSpec",
     "CurationSpec",
@@ -403,12 +428,14 @@ __all__ = [
     "StoreSpec",
     "Task",
     "TracInSpec",
+    "TraceSpec",
     "TrackingSpec",
     "TrainSpec",
     "TrakSpec",
     "UnlearnSpec",
     "ValueSpec",
     "VerdictSpec",
+    "attributions_of",
     "load_spec",
     "parse_spec",
     "python_reference",

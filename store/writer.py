@@ -1,8 +1,8 @@
 """Writes a finished run into the ledger: all of it, once, or nothing.
 
 A commit replaces partitions. What this run committed before, and what the attributions, models,
-solutions and valuations of the bundle had, is deleted and written anew in one transaction; so a
-retry, or the same bundle again, ends with the same rows.
+solutions, valuations and tracings of the bundle had, is deleted and written anew in one
+transaction; so a retry, or the same bundle again, ends with the same rows.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,12 +20,13 @@ from store.connect import records, registered, run
 from store.ledger import Ledger
 from store.statements import named_statements
 
-_OWNED_BY_RUN = ("attributions", "solutions", "verdicts", "valuations")
+_OWNED_BY_RUN = ("attributions", "solutions", "verdicts", "valuations", "tracings")
 _OF_UNLEARNING = ("unlearnings", "unlearned", "closeness", "query_changes")
 _KEYS = {
     "attributions": ("attribution_id", ("scores", "example_effects", "lds")),
     "solutions": ("solution_id", ("solution_rows", "verdicts", *_OF_UNLEARNING)),
     "valuations": ("valuation_id", ("player_values",)),
+    "tracings": ("tracing_id", ("tracing_arms", "tracing_effects", "tracing_rows")),
 }
 
 
@@ -128,6 +129,7 @@ def _delete(
     attributions = {"attributions": ids("attributions", "attribution_id", "owned_attributions")}
     solutions = {"solutions": ids("solutions", "solution_id", "owned_solutions")}
     valuations = {"valuations": ids("valuations", "valuation_id", "owned_valuations")}
+    tracings = {"tracings": ids("tracings", "tracing_id", "owned_tracings")}
     parameters: dict[str, dict[str, Any]] = {
         "runs": {"run": run_id},
         "examples": {"datasets": ids("examples", "dataset_id")},
@@ -142,6 +144,10 @@ def _delete(
         **dict.fromkeys(_OF_UNLEARNING, solutions),
         "valuations": valuations,
         "player_values": valuations,
+        "tracings": tracings,
+        "tracing_arms": tracings,
+        "tracing_effects": tracings,
+        "tracing_rows": tracings,
     }
     for table, values in parameters.items():
         run(connection, sql[f"delete_{table}"], values)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.methods import FALLING
-from schemas.spec import DecisionSpec, SelectSpec
+from schemas.spec import ChoiceSpec, SelectSpec
 from tasks.bank import read_outputs, retrained
 from tasks.bank_extension import Rows, load_rows
 from tasks.blueprint import Blueprint
@@ -61,7 +61,7 @@ def aimed_for(
 
 
 def predictor(
-    plan: Blueprint, problem: DecisionSpec, rows: str, made: Rows | None
+    plan: Blueprint, problem: ChoiceSpec, rows: str, made: Rows | None
 ) -> "MeanDatamodel | BentDatamodel":
     """The surrogate of the mean output over a set of test rows, bent where something bends it.
 
@@ -80,7 +80,7 @@ def predictor(
     return bend(line, _observed(plan, made, rows, plan.output(attribution)))
 
 
-def made_for(plan: Blueprint, problem: DecisionSpec) -> Rows | None:
+def made_for(plan: Blueprint, problem: ChoiceSpec) -> Rows | None:
     """The aimed retrainings that a solved problem was predicted with, if there were any."""
     solution = plan.sealed("solution", plan.solution_key(problem))
     return load_rows(plan.artifacts, solution) if "origins" in solution.facts else None

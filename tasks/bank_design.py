@@ -14,7 +14,7 @@ import numpy as np
 
 from schemas.errors import NotFound, RequestError
 from schemas.manifest import Manifest
-from schemas.spec import AttributionSpec
+from schemas.spec import AttributionSpec, attributions_of
 from store.artifacts import artifact_key
 from tasks.bank import read_outputs
 from tasks.bank_extension import (
@@ -136,7 +136,7 @@ def _receipt_key(record: Manifest) -> str:
 def _aim(plan: Blueprint) -> tuple[AttributionSpec, str]:
     """Whose predictions are to become surer: those of an attribution, for a set of test rows."""
     for problem in plan.decisions:
-        return plan.spec.attribution_named(problem.uses), problem.targets
+        return plan.spec.attribution_named(attributions_of(problem)[0]), problem.targets
     for attribution in plan.spec.attribution:
         if not plan.fitted_share(attribution):
             return attribution, plan.sets.tuning

@@ -24,9 +24,11 @@ from schemas.spec import (
     DecisionSpec,
     LoadedSpec,
     RunMethodSpec,
+    TraceSpec,
     TrakSpec,
     UnlearnSpec,
     ValueSpec,
+    attributions_of,
 )
 from schemas.unlearning import ForgetRequest
 from store.artifacts import Artifacts, artifact_key
@@ -278,7 +280,7 @@ class Blueprint:
         """The share of the bank's calibrating subsets that an attribution is fitted to."""
         if not attribution.bank_only:
             return 0.0
-        used = any(problem.uses == attribution.name for problem in self.spec.decisions)
+        used = any(attribution.name in attributions_of(each) for each in self.spec.decisions)
         return FITTED_SHARE if used else 1.0
 
     # --- the retrain bank -------------------------------------------------------------------------
@@ -381,6 +383,8 @@ class Blueprint:
         ]
         if attribution.bank_only:
             made_from.append(self.fitted_share(attribution))
+        elif attribution.rows_only:
+            made_from.append(self.dataset.facts.dataset_id)
         elif attribution.checkpoints == "none":
             made_from += [self.recipe_digest, self.checkpoint_seeds]
         parts = (section, made_from, tuning, aimed, self.spec.seed)
@@ -428,12 +432,21 @@ class Blueprint:
 
     def solution_key(self, problem: DecisionSpec) -> str | None:
         """Key of a problem's solution."""
-        scores = self.scores_key(self.spec.attribution_named(problem.uses))
+        used = [self.spec.attribution_named(name) for name in attributions_of(problem)]
+        scores = [self.scores_key(attribution) for attribution in used]
+        if None in scores:
+            return None
+        version = VERSIONS["solution"]
+        if isinstance(problem, TraceSpec):
+            # What links queries and rows is metadata, of which the rows' own digests know nothing.
+            aims = self.sets.ids(problem.targets).tolist()
+            parts = (problem, scores, aims, self.dataset.facts.dataset_id)
+            return artifact_key("solution", version, *parts)
         sets = [self.sets.ids(problem.targets), self.sets.ids(self.spec.verdict.judge_on)]
         aims = [ids.tolist() for ids in sets]
         if isinstance(problem, UnlearnSpec):
             aims.append(np.flatnonzero(self.forgotten(problem)).tolist())
-        return scores and artifact_key("solution", VERSIONS["solution"], problem, scores, aims)
+        return artifact_key("solution", version, problem, scores[0], aims)
 
     def verdict_key(self, problem: DecisionSpec) -> str | None:
         """Key of the retrainings that judge a solution."""

@@ -19,7 +19,14 @@ from prefect.cache_policies import NO_CACHE
 
 from schemas.frames import FRAMES
 from schemas.manifest import Manifest
-from schemas.spec import AttributionSpec, DecisionSpec, UnlearnSpec, ValueSpec
+from schemas.spec import (
+    AttributionSpec,
+    ChoiceSpec,
+    DecisionSpec,
+    TraceSpec,
+    UnlearnSpec,
+    ValueSpec,
+)
 from store.publish import publish
 from store.segments import kept_per_query, write_segment
 from store.writer import RunBundle, commit_run
@@ -29,6 +36,7 @@ from tasks.bank_plan import CALIBRATE, EVALUATE
 from tasks.blueprint import VERSIONS, Blueprint
 from tasks.job import Job, blueprint
 from tasks.problems.shape import CHOICE_FILE, UTILITY_FILE
+from tasks.problems.trace_tables import tracing_tables
 from tasks.problems.unlearn_rows import unlearning_rows
 from tasks.progress import advance
 from tasks.reporting.findings import arm_of
@@ -82,7 +90,10 @@ def tables(plan: Blueprint, started: datetime) -> dict[str, pl.DataFrame]:
         _add_attribution(plan, attribution, rows)
     _add_bank(plan, rows)
     for problem in plan.decisions:
-        _add_problem(plan, problem, rows)
+        if isinstance(problem, TraceSpec):
+            _add_tracing(plan, problem, rows)
+        else:
+            _add_problem(plan, problem, rows)
     for valuation in plan.spec.valuations:
         _add_valuation(plan, valuation, rows)
     for name, entries in rows.items():
@@ -201,7 +212,7 @@ def _add_outputs(plan: Blueprint, names: list[str], output: str, rows: Rows) -> 
         ]
 
 
-def _add_problem(plan: Blueprint, problem: DecisionSpec, rows: Rows) -> None:
+def _add_problem(plan: Blueprint, problem: ChoiceSpec, rows: Rows) -> None:
     solution = plan.sealed("solution", plan.solution_key(problem))
     facts: Any = solution.facts
     folder = plan.artifacts.folder(solution)
@@ -240,6 +251,14 @@ def _add_problem(plan: Blueprint, problem: DecisionSpec, rows: Rows) -> None:
     if "origins" in facts:
         _add_retrainings(plan, solution, rows)
     _add_verdict(plan, problem, own, rows)
+
+
+def _add_tracing(plan: Blueprint, problem: TraceSpec, rows: Rows) -> None:
+    names = {name: plan.spec.attribution_named(name) for name in problem.uses}
+    ids = {name: attribution_id(plan, attribution) for name, attribution in names.items()}
+    for table, entries in tracing_tables(plan, problem, ids).items():
+        rows[table] += entries
+    _add_retrainings(plan, plan.sealed("verdict", plan.verdict_key(problem)), rows)
 
 
 def _add_verdict(plan: Blueprint, problem: DecisionSpec, own: dict[str, Any], rows: Rows) -> None:

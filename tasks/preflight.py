@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from schemas.errors import RecipeError, ShapeError
 from schemas.frozen import either
-from schemas.methods import OUTPUTS_OF_TASK, Bm25Spec
+from schemas.methods import OUTPUTS_OF_TASK, Bm25Spec, EmbeddingSpec
 from schemas.questions import WORTHS_OF_TASK
 from schemas.spec import AttributionSpec, ValueSpec, load_spec
 from store.workspace import Workspace, open_workspace
@@ -22,6 +22,7 @@ from tasks.intake.checkpoints import read_checkpoint
 from tasks.job import Job, blueprint
 from tasks.players import most_retrainings
 from tasks.problems import KINDS
+from tasks.texts import options_of_rows
 
 # Subsets that a method without checkpoints can be fitted to, though not well. A problem that uses
 # it takes some of them away.
@@ -95,14 +96,10 @@ def check_attribution(plan: Blueprint, model: "nn.Module", attribution: Attribut
                 "bank.models"
             )
         return
-    rows = plan.dataset.train
-    if isinstance(attribution, Bm25Spec):
-        if rows.inputs.dtype.kind not in "iu" or rows.inputs.ndim != 2:
-            raise ShapeError(
-                f"attribution '{attribution.name}': bm25 compares words, and the rows are no "
-                "texts; read a column of them by data.text"
-            )
+    if isinstance(attribution, Bm25Spec | EmbeddingSpec):
+        options_of_rows(plan, attribution)
         return
+    rows = plan.dataset.train
     try:
         some = PerExampleGradients(model, None, output=output)
         some.run(torch_rows(rows.inputs[:2]), torch_rows(rows.targets[:2]))

@@ -14,14 +14,21 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from schemas.manifest import Manifest
-from schemas.methods import AloSpec, Bm25Spec, JackknifeSpec, MetagradientSpec, SourceSpec
+from schemas.methods import (
+    AloSpec,
+    Bm25Spec,
+    EmbeddingSpec,
+    JackknifeSpec,
+    MetagradientSpec,
+    SourceSpec,
+)
 from schemas.spec import AttributionSpec, RunMethodSpec, TrakSpec
 from tasks.bank import open_bank
 from tasks.blueprint import VERSIONS, Blueprint, IntArray, is_sketched
 from tasks.featurize import feature_seconds, load_features, load_weights, take
-from tasks.intake.tokens import PADDING
 from tasks.job import Job, blueprint
 from tasks.progress import advance
+from tasks.texts import options_of_rows
 
 if TYPE_CHECKING:
     from attribution.bank import RetrainBank
@@ -208,10 +215,10 @@ def _options(plan: Blueprint, attribution: AttributionSpec) -> dict[str, Any]:
         options["weights"] = exposures(plan.training(), plan.n_train, epochs)
     if isinstance(attribution, SourceSpec):
         options["weight_decay"] = decay
+    if isinstance(attribution, Bm25Spec | EmbeddingSpec):
+        options |= options_of_rows(plan, attribution)
     if isinstance(attribution, AloSpec | JackknifeSpec):
         options |= {} if "ridge" in options else {"weight_decay": decay}
-    if isinstance(attribution, Bm25Spec):
-        options["padding"] = PADDING
     if isinstance(attribution, MetagradientSpec):
         options["training"] = plan.training()
         options["seeds"] = plan.checkpoint_seeds[: attribution.runs]

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.errors import QueryError
-from schemas.spec import DEFAULT_SETS, CurationSpec
+from schemas.spec import DEFAULT_SETS, CurationSpec, DecisionSpec, TraceSpec
 from store.datasets import StoredDataset, select_ids
 
 IntArray = NDArray[np.int64]
@@ -87,12 +87,17 @@ class ExampleSets:
             yield "queries"
         for problem in self._spec.decisions:
             yield problem.targets
-        if self._spec.decisions or "queries" not in self._spec.sets:
+        if self._judged_apart or not (self._spec.decisions or "queries" in self._spec.sets):
             yield self._spec.verdict.judge_on
+
+    @property
+    def _judged_apart(self) -> list[DecisionSpec]:
+        """The problems whose answers are judged on other rows than those they were solved for."""
+        return [each for each in self._spec.decisions if not isinstance(each, TraceSpec)]
 
     def _refuse_overlap(self) -> None:
         judged = self._spec.verdict.judge_on
-        for problem in self._spec.decisions:
+        for problem in self._judged_apart:
             shared = np.intersect1d(self.ids(problem.targets), self.ids(judged))
             if len(shared):
                 raise QueryError(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.spec import AttributionSpec, DecisionSpec
+from schemas.spec import AttributionSpec, ChoiceSpec
 from tasks.blueprint import Blueprint
 from tasks.score import calibrating_bank, load_scores
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 FAR = 3.0
 
 
-def surrogate_of(plan: Blueprint, problem: DecisionSpec, rows: str) -> "MeanDatamodel":
+def surrogate_of(plan: Blueprint, problem: ChoiceSpec, rows: str) -> "MeanDatamodel":
     """The calibrated surrogate of the mean output over a set of test rows.
 
     Args:

@@ -8,9 +8,9 @@ from attribution import estimators
 from schemas.spec import AttributionSpec
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "methods.md"
-# What they need is no part of a spec: optimiser states, embeddings of one's own, and a bank
-# whose subsets hold each row with probability one half.
-BY_HAND = {"less", "embedding", "banzhaf"}
+# What they need is no part of a spec: optimiser states, and a bank whose subsets hold each row
+# with probability one half.
+BY_HAND = {"less", "banzhaf"}
 
 
 def described() -> set[str]:

@@ -10,6 +10,9 @@ SELECT solution_id FROM solutions WHERE run_id = $run;
 -- name: owned_valuations
 SELECT valuation_id FROM valuations WHERE run_id = $run;
 
+-- name: owned_tracings
+SELECT tracing_id FROM tracings WHERE run_id = $run;
+
 -- name: delete_runs
 DELETE FROM runs WHERE run_id = $run;
 
@@ -65,6 +68,18 @@ DELETE FROM valuations WHERE valuation_id IN (SELECT unnest($valuations));
 
 -- name: delete_player_values
 DELETE FROM player_values WHERE valuation_id IN (SELECT unnest($valuations));
+
+-- name: delete_tracings
+DELETE FROM tracings WHERE tracing_id IN (SELECT unnest($tracings));
+
+-- name: delete_tracing_arms
+DELETE FROM tracing_arms WHERE tracing_id IN (SELECT unnest($tracings));
+
+-- name: delete_tracing_effects
+DELETE FROM tracing_effects WHERE tracing_id IN (SELECT unnest($tracings));
+
+-- name: delete_tracing_rows
+DELETE FROM tracing_rows WHERE tracing_id IN (SELECT unnest($tracings));
 
 -- name: insert_runs
 INSERT INTO runs BY NAME
@@ -127,3 +142,15 @@ INSERT INTO valuations BY NAME FROM incoming;
 
 -- name: insert_player_values
 INSERT INTO player_values BY NAME FROM incoming;
+
+-- name: insert_tracings
+INSERT INTO tracings BY NAME FROM incoming;
+
+-- name: insert_tracing_arms
+INSERT INTO tracing_arms BY NAME FROM incoming;
+
+-- name: insert_tracing_effects
+INSERT INTO tracing_effects BY NAME FROM incoming;
+
+-- name: insert_tracing_rows
+INSERT INTO tracing_rows BY NAME FROM incoming;

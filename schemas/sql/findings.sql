@@ -83,6 +83,40 @@ SELECT p.valuation_id, p.player, p.n_rows, p.value, p.standard_error
 FROM player_values AS p JOIN valuations AS v USING (valuation_id)
 WHERE v.run_id = $run ORDER BY p.valuation_id, p.value DESC, p.player;
 
+-- name: tracings
+SELECT tracing_id, problem, targets, truth, top, n_queries, with_truth, judged, removed, output,
+    value, sentence
+FROM tracings WHERE run_id = $run ORDER BY problem, tracing_id;
+
+-- name: tracing_arms
+SELECT a.* FROM tracing_arms AS a JOIN tracings AS t USING (tracing_id)
+WHERE t.run_id = $run ORDER BY a.tracing_id, a.place;
+
+-- name: tracing_rows
+-- The queries that lost most by any method's rows, and the first rows of each method.
+WITH worst AS (
+    SELECT e.tracing_id, e.query_id,
+        row_number() OVER (PARTITION BY e.tracing_id ORDER BY min(e.change), e.query_id) AS place
+    FROM tracing_effects AS e JOIN tracings AS t USING (tracing_id)
+    WHERE t.run_id = $run AND e.arm <> 'random'
+    GROUP BY e.tracing_id, e.query_id
+)
+SELECT w.tracing_id, w.query_id, w.arm, w.rank, w.train_id, w.score,
+    (x.metadata ->> t.truth) = (q.metadata ->> t.truth) AS states,
+    e.change,
+    coalesce(x.metadata ->> t.text_column, x.target) AS text,
+    coalesce(q.metadata ->> t.text_column, q.target) AS query_text
+FROM tracing_rows AS w
+JOIN tracings AS t USING (tracing_id)
+JOIN tracing_arms AS a ON a.tracing_id = w.tracing_id AND a.arm = w.arm
+JOIN worst AS o ON o.tracing_id = w.tracing_id AND o.query_id = w.query_id
+LEFT JOIN tracing_effects AS e
+    ON e.tracing_id = w.tracing_id AND e.arm = w.arm AND e.query_id = w.query_id
+LEFT JOIN examples AS x ON x.dataset_id = t.dataset_id AND x.example_id = w.train_id
+LEFT JOIN examples AS q ON q.dataset_id = t.dataset_id AND q.example_id = w.query_id
+WHERE t.run_id = $run AND o.place <= $queries AND w.rank <= $rows
+ORDER BY w.tracing_id, o.place, a.place, w.rank;
+
 -- name: a_query
 SELECT min(query_id) AS query_id FROM scores WHERE attribution_id IN (SELECT unnest($attributions));
 

@@ -95,6 +95,46 @@ ORDER BY abs(s.score) DESC, s.train_id
 LIMIT n;
 COMMENT ON MACRO TABLE top_influences IS 'The n training examples that move a query''s output most, either way (score > 0 raises it): FROM top_influences(17, n := 10).';
 
+CREATE MACRO traces(query, n := 10, tracing := NULL) AS TABLE
+WITH wanted AS MATERIALIZED (
+    SELECT t.tracing_id, t.dataset_id, t.text_column, t.truth, t.output
+    FROM tracings AS t JOIN runs AS r ON r.run_id = t.run_id
+    WHERE tracing IS NULL OR t.tracing_id = tracing OR t.problem = tracing
+    ORDER BY r.committed_at DESC, t.problem
+    LIMIT 1
+),
+checked AS MATERIALIZED (
+    SELECT CASE
+        WHEN NOT EXISTS (FROM wanted) THEN
+            error('nothing has been traced; run `winnow run SPEC` with a [[problem]] of kind trace')
+        WHEN NOT EXISTS (
+            FROM tracing_rows AS w JOIN wanted ON wanted.tracing_id = w.tracing_id
+            WHERE w.query_id = query
+        ) THEN error('query ' || query || ' was not traced; traced queries: SELECT DISTINCT query_id FROM tracing_rows')
+    END AS unused
+)
+SELECT
+    w.arm AS method,
+    w.rank,
+    w.train_id,
+    w.score,
+    (x.metadata ->> f.truth) = (q.metadata ->> f.truth) AS states,
+    e.change AS change_without,
+    coalesce(x.metadata ->> f.text_column, x.target) AS text,
+    coalesce(q.metadata ->> f.text_column, q.target) AS query_text,
+    f.output,
+    f.tracing_id
+FROM checked AS c
+LEFT JOIN wanted AS f ON c.unused IS NULL
+JOIN tracing_rows AS w ON w.tracing_id = f.tracing_id AND w.query_id = query AND w.rank <= n
+JOIN tracing_arms AS a ON a.tracing_id = w.tracing_id AND a.arm = w.arm
+LEFT JOIN tracing_effects AS e
+    ON e.tracing_id = w.tracing_id AND e.arm = w.arm AND e.query_id = w.query_id
+LEFT JOIN examples AS x ON x.dataset_id = f.dataset_id AND x.example_id = w.train_id
+LEFT JOIN examples AS q ON q.dataset_id = f.dataset_id AND q.example_id = w.query_id
+ORDER BY a.place, w.rank;
+COMMENT ON MACRO TABLE traces IS 'The rows that each method names for a query, side by side, with texts, whether they state what it asks for, and what the query lost without them: FROM traces(17).';
+
 CREATE MACRO harmful_examples(n := 20, attribution := NULL) AS TABLE
 WITH asked AS MATERIALIZED (
     SELECT attribution_named(attribution) AS attribution_id

@@ -21,7 +21,7 @@ from schemas.errors import DataError
 from schemas.frozen import nearest
 from schemas.recipe import TextSpec
 from tasks.intake.rows import Columns, Rows, to_float32
-from tasks.intake.tokens import next_tokens, tokenise
+from tasks.intake.tokens import ask_answers, next_tokens, tokenise
 
 MISSING_MARKERS = ("", "nan", "na", "n/a", "null", "none", "?", "-")
 
@@ -50,7 +50,7 @@ def read_table(kind: str, path: Path, columns: Columns) -> Rows:
         targets=parts.targets,
         ids=ids,
         source_ids=source_ids,
-        metadata=_metadata(frame, (*columns.metadata, *_text_column(columns))),
+        metadata=_metadata(frame, (*columns.metadata, *_text_columns(columns))),
         split=None if columns.split is None else _text(frame[columns.split], "data.split"),
         features=parts.features,
         scalable=parts.scalable,
@@ -129,7 +129,8 @@ def _check_columns(frame: pl.DataFrame, columns: Columns, path: Path) -> Columns
     roles = {"target": columns.target, "id": columns.id, "split": columns.split}
     named = [(f"data.{role}", name) for role, name in roles.items() if name is not None]
     named += [("data.metadata", name) for name in columns.metadata]
-    named += [("data.text.column", name) for name in _text_column(columns)]
+    roles_of_text = ("data.text.column", "data.text.answer")
+    named += list(zip(roles_of_text, _text_columns(columns), strict=False))
     for role, name in named:
         if name not in frame.columns:
             raise DataError(
@@ -163,12 +164,16 @@ def _inputs(frame: pl.DataFrame, columns: Columns, path: Path) -> _Parts:
     return _Parts(inputs=inputs, targets=targets, features=features, scalable=scalable)
 
 
-def _text_column(columns: Columns) -> tuple[str, ...]:
-    return () if columns.text is None else (columns.text.column,)
+def _text_columns(columns: Columns) -> tuple[str, ...]:
+    """The column of texts, and that of their answers where there is one."""
+    if columns.text is None:
+        return ()
+    answer = columns.text.answer
+    return (columns.text.column,) if answer is None else (columns.text.column, answer)
 
 
 def _texts(frame: pl.DataFrame, columns: Columns, text: TextSpec, path: Path) -> _Parts:
-    roles = {columns.target, columns.id, columns.split, *columns.metadata, text.column}
+    roles = {columns.target, columns.id, columns.split, *columns.metadata, *_text_columns(columns)}
     other = [name for name in frame.columns if name not in roles]
     if other:
         raise DataError(
@@ -178,6 +183,9 @@ def _texts(frame: pl.DataFrame, columns: Columns, text: TextSpec, path: Path) ->
     tokens = tokenise(_text(frame[text.column], "text"), text, following=columns.target is None)
     if columns.target is None:
         inputs, following = next_tokens(tokens)
+        if text.answer is not None:
+            answers = frame[text.answer].cast(pl.String).fill_null("").to_list()
+            following = ask_answers(following, answers, text)
         return _Parts(inputs=inputs, targets=following)
     return _Parts(inputs=tokens, targets=_targets(frame[columns.target]))
 

@@ -38,7 +38,7 @@ def tokenise(texts: Sequence[str], spec: TextSpec, *, following: bool = False) -
     length = spec.length + following
     found = np.zeros((len(texts), length), dtype=np.int64)
     for row, text in enumerate(texts):
-        numbers = _bytes(text) if spec.tokens == "bytes" else _words(text, spec.vocabulary)
+        numbers = _numbers(text, spec)
         if len(numbers) < 1 + following:
             raise DataError(
                 f"row {row + 1} has {len(numbers)} tokens in column {spec.column!r}; remove the row"
@@ -52,6 +52,38 @@ def next_tokens(tokens: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[n
     targets = tokens[:, 1:].copy()
     targets[targets == PADDING] = UNASKED
     return np.ascontiguousarray(tokens[:, :-1]), targets
+
+
+def ask_answers(
+    targets: NDArray[np.int64], answers: Sequence[str], spec: TextSpec
+) -> NDArray[np.int64]:
+    """Targets [n, T] of which only the last mention of each row's answer is asked.
+
+    A row whose answer is empty stays as it is.
+
+    Raises:
+        DataError: A text does not hold its answer after its first token and within its length.
+    """
+    found = targets.copy()
+    for row, answer in enumerate(answers):
+        wanted = np.array(_numbers(answer, spec), dtype=np.int64)
+        if not len(wanted):
+            continue
+        windows = np.lib.stride_tricks.sliding_window_view(targets[row], len(wanted))
+        places = np.flatnonzero((windows == wanted).all(axis=1))
+        if not len(places):
+            raise DataError(
+                f"row {row + 1}: {answer!r} of column {spec.answer!r} is not in the first "
+                f"{spec.length + 1} tokens of its text (the first of them is never asked); mend "
+                "the row or empty the cell"
+            )
+        last = int(places[-1])
+        found[row, :last] = found[row, last + len(wanted) :] = UNASKED
+    return found
+
+
+def _numbers(text: str, spec: TextSpec) -> list[int]:
+    return _bytes(text) if spec.tokens == "bytes" else _words(text, spec.vocabulary)
 
 
 def _words(text: str, vocabulary: int) -> list[int]:

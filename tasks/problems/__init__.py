@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from schemas.manifest import Manifest
 from tasks.blueprint import Blueprint
-from tasks.problems import select, unlearn
+from tasks.problems import select, trace, unlearn
 
 
 class Kind(NamedTuple):
@@ -30,4 +30,5 @@ class Kind(NamedTuple):
 KINDS = {
     "select": Kind(select.check, select.solve, select.judge),
     "unlearn": Kind(unlearn.check, unlearn.solve, unlearn.judge),
+    "trace": Kind(trace.check, trace.solve, trace.judge),
 }

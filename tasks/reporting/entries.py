@@ -18,6 +18,7 @@ from schemas.metrics import metric
 from tasks.reporting.findings import Answer, Arm, Findings, Interval, Method
 from tasks.reporting.forgetting import CHOSEN, FORGOTTEN, JUDGING, RETAINED, Unlearning
 from tasks.reporting.judgement import confirmed, judgement
+from tasks.reporting.tracing import TracedArm, Tracing
 from tasks.reporting.worth import Valuation
 
 NOTE_TAG = "mlflow.note.content"  # shown as the run's description
@@ -61,6 +62,10 @@ def entries(findings: Findings, spec_text: str) -> tuple[Entry, tuple[Entry, ...
     for valuation in findings.valuations:
         children.append(_valuation_entry(valuation, shared))
         note.append(f"**{valuation.problem}**: {valuation.sentence}")
+    for tracing in findings.tracings:
+        joined = shared | {"winnow.tracing_id": tracing.tracing_id}
+        children += [_tracing_entry(tracing, arm, joined) for arm in tracing.arms]
+        note.append(f"**{tracing.problem}**: {tracing.sentence}")
     if findings.answers:
         metrics += _answer_metrics(findings.answers[0])
     if findings.methods:
@@ -205,6 +210,27 @@ def _valuation_entry(valuation: Valuation, shared: Mapping[str, str]) -> Entry:
     return Entry(
         name=f"value: {valuation.problem}",
         tags={**shared, **tags},
+        params=params,
+        metrics=_known(metrics),
+    )
+
+
+def _tracing_entry(tracing: Tracing, arm: TracedArm, shared: Mapping[str, str]) -> Entry:
+    metrics = _interval("trace.mrr", arm.mrr) + _interval("trace.recall", arm.recall)
+    metrics += [("value.mean", arm.value, 0), *_interval("trace.change", arm.change)]
+    metrics += _interval("trace.against_random", arm.against_random)
+    params = {
+        "arm": arm.arm,
+        "top": str(tracing.top),
+        "removed": str(tracing.removed),
+        "models": str(arm.models),
+        "output": tracing.output,
+        "targets": tracing.targets,
+        "truth": tracing.truth or "",
+    }
+    return Entry(
+        name=f"{tracing.problem}: {arm.arm}",
+        tags={**shared, "winnow.problem": tracing.problem, "winnow.kind": "trace"},
         params=params,
         metrics=_known(metrics),
     )

@@ -19,6 +19,8 @@ from schemas.errors import NotFound
 from store.connect import frame, open_published
 from store.statements import named_statements
 from tasks.reporting.forgetting import Unlearning, unlearning_of
+from tasks.reporting.intervals import Interval
+from tasks.reporting.tracing import QUERIES_SHOWN, ROWS_SHOWN, Tracing, tracings_of
 from tasks.reporting.worth import Valuation, valuations_of
 
 WORST_KEPT = 12  # enough for a gallery; the terminal shows fewer
@@ -45,20 +47,6 @@ def open_source(path: Path) -> Iterator[Source]:
     """
     with closing(open_published(path)) as connection:
         yield Source(path, connection)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Interval:
-    """A mean with its 95 % interval; NaN bounds where none is known."""
-
-    mean: float
-    low: float
-    high: float
-
-    @property
-    def is_known(self) -> bool:
-        """Whether both bounds are finite."""
-        return math.isfinite(self.low) and math.isfinite(self.high)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,6 +178,7 @@ class Findings:
     answers: tuple[Answer, ...]
     a_query: int | None
     valuations: tuple[Valuation, ...] = ()
+    tracings: tuple[Tracing, ...] = ()
     is_latest: bool = True
 
 
@@ -231,6 +220,7 @@ def gather(source: Source, run_id: str | None = None) -> Findings:
         valuations=valuations_of(
             _rows(source, "valuations", run=run_id), _rows(source, "player_values", run=run_id)
         ),
+        tracings=_tracings(source, run_id),
         is_latest=_latest(source) == run_id,
     )
 
@@ -293,6 +283,15 @@ def _methods(source: Source, run_id: str) -> tuple[Method, ...]:
             fidelity=tuple(fidelity.get(row["attribution_id"], ())),
         )
         for row in attributions
+    )
+
+
+def _tracings(source: Source, run_id: str) -> tuple[Tracing, ...]:
+    shown = {"queries": QUERIES_SHOWN, "rows": ROWS_SHOWN}
+    return tracings_of(
+        _rows(source, "tracings", run=run_id),
+        _rows(source, "tracing_arms", run=run_id),
+        _rows(source, "tracing_rows", run=run_id, **shown),
     )
 
 

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 from tasks.reporting.findings import Answer, Arm
 from tasks.reporting.forgetting import is_forgotten
-from tasks.reporting.wording import advantage
+from tasks.reporting.tracing import RANDOM, TracedArm
+from tasks.reporting.wording import advantage, signed_interval
 
 
 def confirmed(answer: Answer) -> bool | None:
@@ -69,3 +70,28 @@ def _against_prediction(chosen: Arm) -> str:
     side = "above" if chosen.observed.mean > chosen.predicted.high else "below"
     fell = "inside" if inside else side
     return f"{what} fell {fell} its predicted interval."
+
+
+def tracing_sentence(arms: Sequence[TracedArm], output: str) -> str:
+    """Say whose rows are causes, and whether those who find the facts are the same."""
+    methods = [arm for arm in arms if arm.arm != RANDOM and arm.change is not None]
+    causes = [arm for arm in methods if arm.is_cause]
+    if not causes:
+        return "No method's rows clearly matter more than random ones: the cause was not found."
+    most = min(causes, key=lambda arm: arm.change.mean if arm.change else 0.0)
+    said = (
+        f"Without the rows of '{most.arm}' queries lose most: their mean {output} changes by "
+        f"{signed_interval(most.against_random)} more than without random rows."
+    )
+    others = [f"'{arm.arm}'" for arm in methods if not arm.is_cause]
+    if others:
+        said += f" Not clearly more than random: {', '.join(others)}."
+    known = [arm for arm in methods if arm.mrr is not None]
+    if known:
+        best = max(known, key=lambda arm: arm.mrr.mean if arm.mrr else 0.0)
+        if best.arm != most.arm:
+            said += (
+                f" The rows that state what is asked are found best by '{best.arm}': stating a "
+                "fact and teaching it are two things here."
+            )
+    return said

@@ -41,6 +41,12 @@ from tasks.reporting.forgetting_table import (
     explained,
 )
 from tasks.reporting.judgement import confirmed, judgement, verdict_sentence
+from tasks.reporting.tracing_table import (
+    query_table,
+    tracing_sentences,
+    tracing_table,
+    tracing_title,
+)
 from tasks.reporting.wording import (
     advantage,
     cell,
@@ -112,7 +118,11 @@ def render(findings: Findings) -> RenderableType:
     for valuation in findings.valuations:
         parts += _section(section_title(valuation), sentences(valuation))
         parts.append(_indented(worth_table(valuation)))
-    if not findings.answers and not findings.valuations:
+    for tracing in findings.tracings:
+        parts += _section(tracing_title(tracing), tracing_sentences(tracing))
+        parts.append(_indented(tracing_table(tracing)))
+        parts += [_indented(query_table(query)) for query in tracing.queries]
+    if not (findings.answers or findings.valuations or findings.tracings):
         for method in findings.methods:
             parts += _suspects(method)
     parts += _trust(findings.methods)
@@ -288,6 +298,12 @@ def _next_steps(findings: Findings) -> list[RenderableType]:
         steps.insert(0, ("more rows to look at", f"winnow sql {statement}{where}"))
     if any(valuation.sources for valuation in findings.valuations):
         steps.insert(0, ("the values", f"winnow sql {_quoted('FROM values_by_source')}{where}"))
+    for tracing in findings.tracings[:1]:
+        if tracing.queries:
+            query = tracing.queries[0].query_id
+            of_trace = "" if findings.is_latest else f", tracing := '{tracing.tracing_id}'"
+            statement = _quoted(f"FROM traces({query}{of_trace})")
+            steps.insert(0, ("every method's rows", f"winnow sql {statement}{where}"))
     if findings.a_query is not None:
         asked = ", ".join(part for part in (f"query := {findings.a_query}", of) if part)
         statement = _quoted(f"FROM top_influences({asked})")

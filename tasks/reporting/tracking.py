@@ -22,6 +22,7 @@ from store.workspace import Workspace
 from tasks.reporting.entries import SOURCE_TAG, Entry, digest_of, entries, refuse_undeclared
 from tasks.reporting.findings import Findings, gather, open_source, preview
 from tasks.reporting.report import summary_text
+from tasks.reporting.tracing_table import tracing_page
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -104,6 +105,8 @@ def log_run(
         _log_inputs(client, parent_id, findings, inputs)
         client.log_text(parent_id, spec_text, "spec.toml")
         client.log_text(parent_id, summary_text(findings), "report.txt")
+        if findings.tracings:
+            client.log_text(parent_id, tracing_page(findings.tracings), "traces.html")
         for name, figure in (figures or {}).items():
             client.log_figure(parent_id, figure, f"figures/{name}.png", save_kwargs={"dpi": 150})
         for name, path in (files or {}).items():

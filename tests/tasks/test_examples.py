@@ -65,6 +65,21 @@ def test_the_letters_that_are_chosen_are_a_clerks(tmp_path: Path) -> None:
     assert values["chosen"] > values["random"]
 
 
+def test_the_rows_that_begin_with_the_person_taught_where_people_live(tmp_path: Path) -> None:
+    """Both kinds of rows state it, so words in common cannot prefer the kind that is a cause."""
+    plan = run_smaller("facts", tmp_path, models=12, epochs=12, seeds=2, judged=6)
+    kinds = """
+        SELECT method, avg((metadata->>'first' = 'person')::INT) FROM (
+            SELECT arm AS method, train_id FROM tracing_rows
+        ) JOIN examples ON example_id = train_id GROUP BY method"""
+    share = dict(run_sql(plan.workspace.published, kinds).rows)
+    assert share["trak"] > share["bm25"] + 0.1
+    arms = "SELECT arm, mrr, change FROM tracing_arms"
+    found = {row[0]: row[1:] for row in run_sql(plan.workspace.published, arms).rows}
+    assert min(found[name][0] for name in ("trak", "bm25")) > 0.3
+    assert found["trak"][1] < found["random"][1]
+
+
 def test_pictures_with_a_wrong_caption_are_dropped(tmp_path: Path) -> None:
     plan = run_smaller("captions", tmp_path, models=24, epochs=8, seeds=2)
     wrong = plan.dataset.train.targets != plan.dataset.train.true_targets
