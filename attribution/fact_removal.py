@@ -103,20 +103,34 @@ class RemovalEffects:
     def _between_models(self, arm: int) -> tuple[float, float]:
         """Variance of a mean over queries because queries share models, and its freedom.
 
-        Two-way clustering, by fact and by model (Cameron, Gelbach & Miller 2011): facts are
-        counted apart, so here is only what deviations from each fact's mean have in common within
-        a model.
+        The spread of facts' means knows nothing of what all queries of a model have in common: the
+        covariance of two facts is the variance of models times how often the two share one. That
+        variance is estimated from deviations from each fact's mean u = C (D s + e), D the models of
+        the observations and A = D'CD, by the expectations of two quadratic forms,
+        |D'u|^2 = s^2 tr A^2 + e^2 tr A and |u|^2 = s^2 tr A + e^2 tr C (Henderson 1953).
         """
         values, models = self.change[arm], self.design.model_of[arm]
-        repeats = len(values)
+        repeats, n_query = values.shape
+        _, owner = np.unique(models, return_inverse=True)
+        owner = owner.reshape(models.shape)
+        sizes = np.bincount(owner.ravel()).astype(np.float64)
+        pairs = float((sizes * (sizes - 1)).sum())
+        if pairs == 0 or len(sizes) < 2:
+            return 0.0, 1
         if repeats > 1:
-            noise = (values - values.mean(axis=0)) * np.sqrt(repeats / (repeats - 1))
+            counts = np.zeros((n_query, len(sizes)))
+            np.add.at(counts, (np.arange(n_query), owner), 1)
+            shared = np.diag(sizes) - counts.T @ counts / repeats
+            noise, freedom = values - values.mean(axis=0), values.size - n_query
         else:
-            noise = values - values.mean()
-        count = len(self.design.masks)
-        sums = np.bincount(models.ravel(), weights=noise.ravel(), minlength=count)
-        shared = float((sums**2).sum() - (noise**2).sum()) / values.size**2
-        return max(shared, 0.0), max(len(np.unique(models)) - 1, 1)
+            shared = np.diag(sizes) - np.outer(sizes, sizes) / values.size
+            noise, freedom = values - values.mean(), values.size - 1
+        sums = np.bincount(owner.ravel(), weights=noise.ravel())
+        forms = np.array([[(shared**2).sum(), np.trace(shared)], [np.trace(shared), freedom]])
+        found = np.linalg.lstsq(forms, np.array([(sums**2).sum(), (noise**2).sum()]))[0]
+        covariance = pairs / (repeats**2 * n_query * (n_query - 1))
+        free = len(sizes) - len(sizes) / repeats if repeats > 1 else len(sizes) - 1
+        return max(float(found[0]), 0.0) * covariance, max(free, 1)
 
 
 def design_removal(

@@ -40,12 +40,12 @@ def tracing_sentences(tracing: Tracing) -> list[str]:
 def tracing_table(tracing: Tracing) -> Table:
     """The methods: what they find, and what queries lose without it."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="")
-    table.add_column("without the rows of")
+    table.add_column("method")
     with_truth = tracing.truth is not None
     headings = ["MRR", f"recall@{tracing.top}"] if with_truth else []
     headings += [f"mean {tracing.output}", "more than random"]
     for heading in headings:
-        table.add_column(Text(printable(heading)), justify="right")
+        table.add_column(Text(printable(heading)), justify="right", no_wrap=True)
     for arm in tracing.arms:
         table.add_row(*texts(arm.arm, *_cells(arm, with_truth=with_truth)), style=_style(arm))
     return table
@@ -108,7 +108,7 @@ def tracing_page(tracings: Sequence[Tracing]) -> str:
 
 def _section(tracing: Tracing) -> str:
     with_truth = tracing.truth is not None
-    head = ["without the rows of", *(["MRR", f"recall@{tracing.top}"] if with_truth else [])]
+    head = ["method", *(["MRR", f"recall@{tracing.top}"] if with_truth else [])]
     head += [f"mean {tracing.output}", "more than random"]
     rows = [[arm.arm, *_cells(arm, with_truth=with_truth)] for arm in tracing.arms]
     parts = [f"<h1>{html.escape(tracing_title(tracing))}</h1>"]

@@ -97,11 +97,11 @@ def simulated(seed: int, *, shock: float) -> tuple[bool, bool]:
     return low <= effect <= high, lower <= effect <= higher
 
 
-@pytest.mark.parametrize("shock", [0.0, 1.0])
+@pytest.mark.parametrize("shock", [0.0, 0.3, 1.0])
 def test_intervals_hold_the_mean_effect_of_all_facts(shock: float) -> None:
     held = np.array([simulated(seed, shock=shock) for seed in range(300)]).mean(axis=0)
     assert (held > 0.92).all()
-    assert (held < 0.995).all()
+    assert (held < 0.985).all()
 
 
 def test_ties_do_not_name_the_first_rows_of_the_file() -> None:
