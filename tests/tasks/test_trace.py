@@ -10,6 +10,7 @@ import pytest
 
 from attribution import attribute
 from attribution.outputs import UNASKED
+from flows.summary import meaning
 from schemas.errors import DataError, NotFound, ShapeError, SpecError
 from schemas.recipe import TextSpec
 from schemas.spec import TraceSpec, load_spec
@@ -23,6 +24,7 @@ from tasks.intake.tokens import ask_answers, next_tokens, tokenise
 from tasks.job import blueprint
 from tasks.preflight import open_job, preflight
 from tasks.problems.trace import TOP_FILE, truth_of
+from tasks.reporting.entries import NOTE_TAG, entries, refuse_undeclared
 from tasks.reporting.report import read_findings, summary_json, summary_text
 from tasks.score import load_scores
 from tests.tasks.pipeline import run_stages
@@ -133,6 +135,21 @@ def test_the_report_says_what_was_traced(plan: Blueprint) -> None:
     assert {named.arm for named in tracing.queries[0].named} == set(problem_of(plan).uses)
     document = json.loads(summary_json(plan.workspace.published))
     assert document["tracings"][0]["arms"][-1]["arm"] == "random"
+
+
+def test_each_method_is_a_run_in_mlflow_with_declared_metrics(plan: Blueprint) -> None:
+    parent, children = entries(read_findings(plan.workspace.published), plan.loaded.text)
+    refuse_undeclared((parent, *children))
+    (found,) = (child for child in children if child.name == "why: bm25")
+    assert {name for name, _, _ in found.metrics} >= {"trace.mrr.mean", "trace.change.low"}
+    assert found.params["top"] == "3"
+    assert "**why**" in parent.tags[NOTE_TAG]
+
+
+def test_a_spec_says_what_it_traces(plan: Blueprint) -> None:
+    said = dict(meaning(plan.loaded))
+    assert said["problem why"].startswith("trace the 3 rows behind each of 'queries' by 'trak'")
+    assert "verdict" not in said
 
 
 def test_a_trace_needs_no_judging_set_but_a_choice_does(tmp_path: Path) -> None:
