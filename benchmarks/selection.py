@@ -47,7 +47,7 @@ from optimize import (
 )
 
 Pair = tuple[np.ndarray, np.ndarray]
-SHARES, BANK_SEEDS, CHECKPOINTS, AIMED = [0.5, 0.9], 2, 5, 48
+SHARES, BANK_SEEDS, CHECKPOINTS = [0.5, 0.9], 2, 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +62,7 @@ class Case:
     model: nn.Module
     recipe: Recipe
     bank: int = 120
+    aimed: int = 48
     seeds: int = 20
     shifted: tuple[str, tuple[int, ...]] | None = None
 
@@ -163,7 +164,7 @@ def measure(case: Case, tally: Tally) -> None:
     wrong = case.train[1] != case.true
     print(
         f"\n## {case.name}: {bench.n} rows, {wrong.mean():.0%} labels wrong; {case.bank} models "
-        f"in {bench.bank_seconds:.0f} s, {AIMED} aimed ones, {case.seeds} seeds an arm"
+        f"in {bench.bank_seconds:.0f} s, {case.aimed} aimed ones, {case.seeds} seeds an arm"
     )
     judge(bench, everyone, tally, rivals={"clean": ~wrong}, seed=1)
     if case.shifted:
@@ -180,9 +181,9 @@ def judge(
     case = bench.case
     targets, held = places[places < case.n_targets], places[places >= case.n_targets]
     margins = bench.calibrated(targets, _same)
-    aimed = aimed_subsets(margins, AIMED, seed=seed)
+    aimed = aimed_subsets(margins, case.aimed, seed=seed)
     rng = stream(seed, Purpose.SEEDS)
-    _, seen, _ = bench.train(aimed.masks, rng.integers(2**62, size=AIMED))
+    _, seen, _ = bench.train(aimed.masks, rng.integers(2**62, size=case.aimed))
     by_logprob = bench.calibrated(targets, _logprob)
     curve = size_curve(
         [_family(by_logprob, aimed, _logprob(seen[:, targets]), half) for half in (0, 1)],
@@ -348,10 +349,11 @@ def cifar_case(labels: str) -> Case:
         n_targets=400,
         model=model,
         recipe=Recipe(
-            lr=0.02, momentum=0.9, weight_decay=5e-4, epochs=15, batch_size=50, schedule="cosine"
+            lr=0.02, momentum=0.9, weight_decay=5e-4, epochs=10, batch_size=50, schedule="cosine"
         ),
-        bank=100,
-        seeds=10,
+        bank=80,
+        aimed=36,
+        seeds=8,
         shifted=("animals", (2, 3, 4, 5, 6, 7)) if labels == "worse_label" else None,
     )
 

@@ -97,7 +97,7 @@ def aimed_subsets(
     for number in range(partial):
         rng = stream(seed, Purpose.AIM, number)
         share = least + (1 - least) * (number + rng.random()) / partial
-        size = min(max(1, round(share * n_train)), n_train)
+        size = max(1, min(round(share * n_train), n_train - 1))
         round_, turn = divmod(number, len(turns))
         made_from[number] = turns[turn]
         lean = leans[made_from[number]]

@@ -212,6 +212,7 @@ name = "smaller"
 kind = "select"
 uses = "trak"
 size = 0.7
+aimed = 0
 """
 
 
