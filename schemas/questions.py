@@ -152,8 +152,39 @@ class ValueSpec(Frozen):
         return self
 
 
+class DebugSpec(Frozen):
+    """``[[problem]]`` with ``kind = "debug"``: which rows hold an output down, and is that so."""
+
+    kind: Annotated[Literal["debug"], Field(examples=["debug"])]
+    """The kind of question."""
+    name: Name = "debug"
+    """What the answer is called in tables and reports."""
+    uses: Annotated[str, Field(examples=["trak"])]
+    """Name of the attribution that it reads."""
+    query: Annotated[
+        Annotated[int, Field(ge=0)] | Annotated[str, Field(min_length=1)],
+        Field(examples=[17, "queries"]),
+    ]
+    """Whose output is asked about: the id of a test row, a set, or SQL that finds test rows."""
+    smallest: Annotated[int, Field(ge=2)] = 5
+    """Fewest training rows of a slice that may be the cause."""
+    alike: Annotated[float, Field(gt=0, le=1)] = 0.98
+    """Cosine of two inputs from which they are near-duplicates."""
+    level: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    """How often the best of all slices may be named where none is the cause."""
+    permutations: Annotated[int, Field(ge=100)] = 2_000
+    """Draws of random slices that the best one must beat."""
+    seeds: Annotated[int, Field(ge=2)] = 10
+    """Retrainings of each arm of the counterfactual."""
+
+    @property
+    def targets(self) -> str:
+        """The query as a set: its name, an id, or SQL."""
+        return str(self.query)
+
+
 # What is decided over the surrogate of one attribution.
-ChoiceSpec = SelectSpec | UnlearnSpec
+ChoiceSpec = SelectSpec | UnlearnSpec | DebugSpec
 # What is asked of scores; a verdict judges it.
 DecisionSpec = ChoiceSpec | TraceSpec
 ProblemSpec = Annotated[DecisionSpec | ValueSpec, Field(discriminator="kind")]

@@ -8,6 +8,7 @@ rows fit is found where they are read.
 """
 
 import json
+import re
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -46,6 +47,7 @@ from schemas.projections import ProjectionSpec
 from schemas.questions import (
     WORTHS_OF_TASK,
     ChoiceSpec,
+    DebugSpec,
     DecisionSpec,
     ProblemSpec,
     Quota,
@@ -162,6 +164,11 @@ class CurationSpec(Frozen):
         return tuple(problem for problem in self.problem if isinstance(problem, TraceSpec))
 
     @property
+    def diagnoses(self) -> tuple[DebugSpec, ...]:
+        """The problems that ask why an output is what it is."""
+        return tuple(problem for problem in self.problem if isinstance(problem, DebugSpec))
+
+    @property
     def valuations(self) -> tuple[ValueSpec, ...]:
         """The problems that value sources or rows."""
         return tuple(problem for problem in self.problem if isinstance(problem, ValueSpec))
@@ -243,7 +250,10 @@ def _problem_problems(problems: tuple[ProblemSpec, ...], above: Any) -> Problems
     yield from _repeated_names(problems)
     task = above["data"].known_task if "data" in above else None
     for place, problem in enumerate(problems):
-        yield from _unknown_set((place, "targets"), problem.targets, above)
+        # A query may also be an id, or SQL; only a single word is surely meant as a set.
+        key = "query" if isinstance(problem, DebugSpec) else "targets"
+        if key == "targets" or re.fullmatch(IDENTIFIER, problem.targets):
+            yield from _unknown_set((place, key), problem.targets, above)
         if isinstance(problem, ValueSpec):
             if task and problem.output not in ("auto", *WORTHS_OF_TASK[task]):
                 hint = nearest(problem.output, WORTHS_OF_TASK[task])
@@ -285,7 +295,7 @@ def _verdict_problems(verdict: VerdictSpec, above: Any) -> Problems:
         yield ("arms",), "a regression has no classes to balance; leave 'balanced' out"
     sets = above.get("sets", {})
     for problem in problems:
-        if isinstance(problem, ValueSpec | TraceSpec):
+        if isinstance(problem, ValueSpec | TraceSpec | DebugSpec):
             continue
         judged, aimed = verdict.judge_on, problem.targets
         if judged == aimed or (sets.get(judged) and sets.get(judged) == sets.get(aimed)):
@@ -409,6 +419,7 @@ __all__ = [
     "CurationSpec",
     "DataSpec",
     "DatamodelSpec",
+    "DebugSpec",
     "DecisionSpec",
     "EkfacSpec",
     "EmpiricalInfluenceSpec",

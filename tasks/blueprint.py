@@ -21,6 +21,7 @@ from schemas.manifest import Manifest
 from schemas.recipe import TEXT_MODELS
 from schemas.spec import (
     AttributionSpec,
+    DebugSpec,
     DecisionSpec,
     LoadedSpec,
     RunMethodSpec,
@@ -117,6 +118,12 @@ class Blueprint:
             hashlib.sha256(f"{scaling}\n{content}\n{target}".encode()).hexdigest()
             for content, target in zip(dataset.hashes, dataset.targets.tolist(), strict=True)
         )
+
+    @functools.cached_property
+    def metadata_digest(self) -> str:
+        """Digest of the metadata of the training rows, which no other key depends on."""
+        rows = self.dataset.examples.filter(split="train").sort("example_id")
+        return digest_of(rows["metadata"].to_list())
 
     @property
     def n_train(self) -> int:
@@ -443,9 +450,11 @@ class Blueprint:
             parts = (problem, scores, aims, self.dataset.facts.dataset_id)
             return artifact_key("solution", version, *parts)
         sets = [self.sets.ids(problem.targets), self.sets.ids(self.spec.verdict.judge_on)]
-        aims = [ids.tolist() for ids in sets]
+        aims: list[Any] = [ids.tolist() for ids in sets]
         if isinstance(problem, UnlearnSpec):
             aims.append(np.flatnonzero(self.forgotten(problem)).tolist())
+        if isinstance(problem, DebugSpec):
+            aims.append(self.metadata_digest)  # it names slices by what no model sees
         return artifact_key("solution", version, problem, scores[0], aims)
 
     def verdict_key(self, problem: DecisionSpec) -> str | None:

@@ -275,7 +275,9 @@ def _add_verdict(plan: Blueprint, problem: DecisionSpec, own: dict[str, Any], ro
         | _flat(arm)
         for place, arm in enumerate(facts["arms"])
     ]
-    arms[0]["sentence"] = facts.get("sentence") or verdict_sentence([arm_of(arm) for arm in arms])
+    if arms:  # a diagnosis without a cause has none
+        own_words = facts.get("sentence")
+        arms[0]["sentence"] = own_words or verdict_sentence([arm_of(arm) for arm in arms])
     rows["verdicts"] += arms
     if isinstance(problem, UnlearnSpec):
         ids = {arm["arm"]: own | {"verdict_id": arm["verdict_id"]} for arm in arms}

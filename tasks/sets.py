@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.errors import QueryError
-from schemas.spec import DEFAULT_SETS, CurationSpec, DecisionSpec, TraceSpec
+from schemas.errors import DataError, QueryError
+from schemas.spec import DEFAULT_SETS, CurationSpec, DebugSpec, DecisionSpec, TraceSpec
 from store.datasets import StoredDataset, select_ids
 
 IntArray = NDArray[np.int64]
@@ -25,7 +25,10 @@ class ExampleSets:
         self._found: dict[str, IntArray] = {}
 
     def ids(self, name: str) -> IntArray:
-        """Ids of a named set: test rows, in the order of the set's SQL.
+        """Ids of a set: test rows, in the order of the set's SQL.
+
+        Args:
+            name: Of the set; or the id of a row, which stands for itself; or SQL.
 
         Raises:
             QueryError: The SQL fails, or finds a training row.
@@ -37,7 +40,7 @@ class ExampleSets:
             inside = found[self._dataset.positions(found) < n_train]
             if len(inside):
                 raise QueryError(
-                    f"sets.{name}: example {inside[0]} is a training row ({len(inside)} of "
+                    f"{self._title(name)}: example {inside[0]} is a training row ({len(inside)} of "
                     f"{len(found)} are); choose from split = 'test'"
                 )
             self._found[name] = found
@@ -52,9 +55,11 @@ class ExampleSets:
         return training_ids(self._dataset, self._spec.sets[name], name=f"sets.{name}")
 
     def _select(self, name: str) -> IntArray:
-        sql = self._spec.sets[name]
+        if name.isdigit():
+            return self._single(int(name))
+        sql = self._spec.sets.get(name, name)
         try:
-            return select_ids(self._dataset, sql, name=f"sets.{name}")
+            return select_ids(self._dataset, sql, name=self._title(name))
         except QueryError as error:
             if sql == DEFAULT_SETS.get(name):  # the user wrote no such set
                 raise QueryError(
@@ -62,6 +67,22 @@ class ExampleSets:
                     f"into 'queries' and 'holdout'; give more rows or a larger data.test_fraction"
                 ) from error
             raise
+
+    def _single(self, example: int) -> IntArray:
+        found = np.array([example], dtype=np.int64)
+        try:
+            self._dataset.positions(found)
+        except DataError:
+            raise QueryError(
+                f"query {example}: there is no such example; ask about a test row"
+            ) from None
+        return found
+
+    def _title(self, name: str) -> str:
+        """What an error calls a set."""
+        if name in self._spec.sets:
+            return f"sets.{name}"
+        return f"query {name}" if name.isdigit() else "query"
 
     @functools.cached_property
     def scored(self) -> IntArray:
@@ -83,17 +104,21 @@ class ExampleSets:
         return np.searchsorted(self.scored, self.ids(name)).astype(np.int64)
 
     def _used(self) -> Iterator[str]:
+        asked = [each for each in self._spec.decisions if not isinstance(each, DebugSpec)]
         if "queries" in self._spec.sets:
             yield "queries"
-        for problem in self._spec.decisions:
+        for problem in asked:
             yield problem.targets
-        if self._judged_apart or not (self._spec.decisions or "queries" in self._spec.sets):
+        if self._judged_apart or not (asked or "queries" in self._spec.sets):
             yield self._spec.verdict.judge_on
+        # Last, so that a single query never tunes, and adds no set but its own.
+        for problem in self._spec.diagnoses:
+            yield problem.targets
 
     @property
     def _judged_apart(self) -> list[DecisionSpec]:
         """The problems whose answers are judged on other rows than those they were solved for."""
-        return [each for each in self._spec.decisions if not isinstance(each, TraceSpec)]
+        return [each for each in self._spec.decisions if not isinstance(each, TraceSpec | DebugSpec)]
 
     def _refuse_overlap(self) -> None:
         judged = self._spec.verdict.judge_on
