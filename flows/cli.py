@@ -256,6 +256,38 @@ def forget(
 
 
 @app.command
+def debug(
+    spec: Path,
+    query: str,
+    /,
+    *,
+    here: Here,
+    uses: str | None = None,
+    seeds: int | None = None,
+    no_retrain: bool = False,
+    as_json: Json = False,
+) -> int:
+    """Say which rows hold an output down, name their cause, and retrain without them.
+
+    Args:
+        spec: The TOML file.
+        query: The id of a test row, the name of a set, or SQL that finds test rows.
+        here: The session.
+        uses: Attribution to read; by default the one that the spec's problems use.
+        seeds: Retrainings of each arm.
+        no_retrain: Propose only.
+        as_json: Print JSON for scripts.
+    """
+    loaded, workspace = _opened(spec, here, create=True)
+
+    from flows.diagnosis import diagnose, question
+
+    ask = question(loaded, query, uses=uses, seeds=seeds)
+    diagnose(loaded, workspace, ask, retrain=not no_retrain, as_json=as_json, debug=here.debug)
+    return 0
+
+
+@app.command
 def methods(*, as_json: Json = False) -> int:
     """List the attribution methods: what each needs, costs, and where it is published.
 
@@ -450,7 +482,8 @@ def _answer(tokens: list[str]) -> int:
         return REQUEST_IS_WRONG
     except KeyboardInterrupt:
         again = f"; `winnow {shlex.join(tokens)}` goes on with what is missing"
-        _complain("interrupted" + (again if {"run", "extend", "forget"} & set(tokens) else ""))
+        goes_on = {"run", "extend", "forget", "debug"} & set(tokens)
+        _complain("interrupted" + (again if goes_on else ""))
         return INTERRUPTED
     except BrokenPipeError:
         # `winnow sql ... | head`: the reader has what it wanted.

@@ -61,9 +61,12 @@ def meaning(loaded: LoadedSpec) -> Iterator[tuple[str, str]]:
         by = ", ".join(f"'{name}'" for name in traced.uses)
         asked = f"trace the {traced.top} rows behind each of '{traced.targets}' by {by}"
         yield f"problem {traced.name}", f"{asked}; judged without them, {spec.verdict.seeds} times"
+    for asked_about in spec.diagnoses:
+        query = " ".join(str(asked_about.query).split())
+        yield f"problem {asked_about.name}", f"debug {query} by '{asked_about.uses}'"
     for valued in spec.valuations:
         yield f"problem {valued.name}", _valued(valued)
-    if len(spec.decisions) > len(spec.traces):
+    if len(spec.decisions) > len(spec.traces) + len(spec.diagnoses):
         judged = f"judged on '{spec.verdict.judge_on}'"
         arms = f"{spec.verdict.seeds} seeds each against {', '.join(spec.verdict.arms)}; "
         yield "verdict", f"{arms if spec.selections else ''}{judged}"

@@ -1,5 +1,6 @@
 """A job: what a task is told, and the blueprint that it finds by it."""
 
+import dataclasses
 import functools
 from datetime import UTC, datetime
 from pathlib import Path
@@ -8,7 +9,7 @@ from pydantic import AwareDatetime, Field
 
 from schemas.errors import CorruptArtifact
 from schemas.frozen import Frozen
-from schemas.spec import load_spec
+from schemas.spec import DebugSpec, LoadedSpec, load_spec
 from store.artifacts import Artifacts
 from store.workspace import Workspace
 from tasks.blueprint import Blueprint
@@ -25,6 +26,8 @@ class Job(Frozen):
     """Key of the ingested data; empty before the first stage."""
     upto: int | None = None
     """The last request to forget rows that counts; without one, those that have been answered."""
+    ask: DebugSpec | None = None
+    """A question that the spec does not ask, and this job does."""
     started_at: AwareDatetime = Field(default_factory=lambda: datetime.now(UTC))
     """When the work began."""
 
@@ -60,4 +63,13 @@ def _remembered(job: Job, changed: int) -> Blueprint:  # noqa: ARG001
     data = Artifacts(workspace.artifacts).find("data", job.data)
     if data is None:
         raise CorruptArtifact(f"the data set {job.data} lost a file; run again to rebuild it")
-    return Blueprint(load_spec(job.spec), workspace, data, upto=job.upto)
+    return Blueprint(loaded_of(job), workspace, data, upto=job.upto)
+
+
+def loaded_of(job: Job) -> LoadedSpec:
+    """The job's spec, with the question that it asks beside."""
+    loaded = load_spec(job.spec)
+    if job.ask is None or job.ask in loaded.spec.problem:
+        return loaded
+    asked = loaded.spec.model_copy(update={"problem": (*loaded.spec.problem, job.ask)})
+    return dataclasses.replace(loaded, spec=asked)

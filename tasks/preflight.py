@@ -14,7 +14,7 @@ from schemas.errors import RecipeError, ShapeError
 from schemas.frozen import either
 from schemas.methods import OUTPUTS_OF_TASK, Bm25Spec, EmbeddingSpec
 from schemas.questions import WORTHS_OF_TASK
-from schemas.spec import AttributionSpec, ValueSpec, load_spec
+from schemas.spec import AttributionSpec, DebugSpec, ValueSpec, load_spec
 from store.workspace import Workspace, open_workspace
 from tasks.blueprint import Blueprint
 from tasks.ingest import ingest
@@ -32,11 +32,13 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-def open_job(spec: Path | str, workspace: Path | str | None = None) -> Job:
+def open_job(
+    spec: Path | str, workspace: Path | str | None = None, ask: DebugSpec | None = None
+) -> Job:
     """A job for a spec file, in its workspace; the spec is checked, the rows are not."""
     loaded = load_spec(spec)
     folder = open_workspace(loaded.path, Path(workspace) if workspace else None)
-    return Job(spec=loaded.path, workspace=folder.root)
+    return Job(spec=loaded.path, workspace=folder.root, ask=ask)
 
 
 def ingested(job: Job) -> Job:

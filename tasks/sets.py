@@ -71,11 +71,13 @@ class ExampleSets:
     def _single(self, example: int) -> IntArray:
         found = np.array([example], dtype=np.int64)
         try:
-            self._dataset.positions(found)
+            place = self._dataset.positions(found)[0]
         except DataError:
             raise QueryError(
                 f"query {example}: there is no such example; ask about a test row"
             ) from None
+        if place < self._dataset.facts.n_train:
+            raise QueryError(f"query {example}: it is a training row; ask about a test row")
         return found
 
     def _title(self, name: str) -> str:

@@ -86,11 +86,18 @@ def solve(plan: Blueprint, problem: DebugSpec, key: str) -> Manifest:
     return draft.manifest
 
 
+def read_report(plan: Blueprint, solution: Manifest) -> dict[str, Any]:
+    """The evidence that a solution was found by, as `tasks.problems.evidence` made it."""
+    text = (plan.artifacts.folder(solution) / EVIDENCE_FILE).read_text(encoding="utf-8")
+    report: dict[str, Any] = json.loads(text)
+    return report
+
+
 def judge(plan: Blueprint, problem: DebugSpec, key: str) -> Manifest:
     """Retrain without the slice, with all rows, and without random rows of the same classes."""
     solution = plan.sealed(SOLUTION, plan.solution_key(problem))
     folder = plan.artifacts.folder(solution)
-    report = json.loads((folder / EVIDENCE_FILE).read_text(encoding="utf-8"))
+    report = read_report(plan, solution)
     choice = np.load(folder / CHOICE_FILE)
     output, cause = str(solution.facts["output"]), report["hypothesis"]
     suffix, drawn = arm_seeds(plan, problem.seeds)

@@ -174,6 +174,7 @@ class Look:
         described = self._described(places)
         for entry, place in zip(described, places.tolist(), strict=True):
             entry["effect"] = float(self.effects[place])
+            entry["doubtful"] = bool(self.doubt.doubtful[place])
             entry["wrong"] = float(self.doubt.probability[place])
         return described
 
