@@ -26,9 +26,11 @@ def question(loaded: LoadedSpec, query: str, *, uses: str | None, seeds: int | N
         seeds: Retrainings of each arm.
 
     Raises:
-        NotFound: There is no such attribution, or no such set.
+        NotFound: There is no such attribution, none at all, or no such set.
     """
     spec = loaded.spec
+    if not spec.attribution:
+        raise NotFound(f"{spec.name} has no attribution, which a diagnosis reads; add one")
     if query.isidentifier() and query not in {*spec.sets, *(each.name for each in spec.diagnoses)}:
         hint = nearest(query, spec.sets)
         raise NotFound(f"there is no set '{query}'{hint}, or give an id, or SQL")

@@ -135,6 +135,34 @@ LEFT JOIN examples AS q ON q.dataset_id = f.dataset_id AND q.example_id = w.quer
 ORDER BY a.place, w.rank;
 COMMENT ON MACRO TABLE traces IS 'The rows that each method names for a query, side by side, with texts, whether they state what it asks for, and what the query lost without them: FROM traces(17).';
 
+CREATE MACRO slice_effects(query, attribution := NULL) AS TABLE
+WITH asked AS MATERIALIZED (
+    SELECT attribution_named(attribution) AS attribution_id
+),
+pairs AS (
+    SELECT
+        s.score, x.target, x.metadata,
+        s.score - avg(s.score) OVER (PARTITION BY x.target) AS beyond
+    FROM scores AS s
+    JOIN asked ON asked.attribution_id = s.attribution_id
+    JOIN attributions AS a ON a.attribution_id = s.attribution_id
+    JOIN examples AS x ON x.dataset_id = a.dataset_id AND x.example_id = s.train_id
+    WHERE s.query_id = query
+),
+named AS (
+    SELECT 'target' AS key, p.target AS value, p.score, p.beyond FROM pairs AS p
+    UNION ALL
+    SELECT k.key, p.metadata ->> ('$."' || k.key || '"'), p.score, p.beyond
+    FROM pairs AS p, unnest(json_keys(p.metadata)) AS k(key)
+)
+SELECT
+    n.key, n.value, count(*) AS n_rows, sum(n.score) AS effect, avg(n.score) AS mean_score,
+    sum(n.beyond) AS beyond_classes
+FROM named AS n
+GROUP BY n.key, n.value
+ORDER BY abs(sum(n.beyond)) DESC, n.key, n.value;
+COMMENT ON MACRO TABLE slice_effects IS 'What the rows of each metadata value, and of each class, do to a query together, and beyond what their classes do (score > 0 raises it); where only the strongest scores are kept, of those: FROM slice_effects(17).';
+
 CREATE MACRO harmful_examples(n := 20, attribution := NULL) AS TABLE
 WITH asked AS MATERIALIZED (
     SELECT attribution_named(attribution) AS attribution_id
@@ -231,9 +259,9 @@ SELECT
     s.n_pool, s.sentence, r.committed_at
 FROM solutions AS s
 JOIN runs AS r USING (run_id)
-ORDER BY r.committed_at DESC, s.problem, s.solution_id
+ORDER BY r.committed_at DESC, s.kind = 'debug', s.problem, s.solution_id
 LIMIT 1;
-COMMENT ON VIEW latest_solution IS 'The one solution that selected_examples and dropped_examples show: the first problem of the latest run.';
+COMMENT ON VIEW latest_solution IS 'The one solution that selected_examples and dropped_examples show: the first problem of the latest run, a diagnosis only where it has no other.';
 COMMENT ON COLUMN latest_solution.solution_id IS 'The solution.';
 COMMENT ON COLUMN latest_solution.run_id IS 'The run that committed it.';
 COMMENT ON COLUMN latest_solution.attribution_id IS 'The attribution whose scores it used.';

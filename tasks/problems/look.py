@@ -31,6 +31,8 @@ SHOWN, GROUPS = 10, 3
 COMPONENTS, CLUSTERS = 8, 8
 # Numbers in all up to which inputs are compared for copies, and logits kept of training rows.
 MOST_NUMBERS = 1 << 28
+# Of a row: by fewer the angle says nothing, and only exact copies count as copies.
+FEWEST_NUMBERS = 16
 
 
 class Doubt(NamedTuple):
@@ -278,8 +280,9 @@ class Look:
         from attribution.duplicates import near_duplicates
 
         inputs, tokens = self.plan.dataset.train.inputs, self.plan.dataset.facts.n_tokens
-        if inputs.size > MOST_NUMBERS:
-            return np.arange(len(inputs))
+        if inputs.size > MOST_NUMBERS or inputs[0].size < FEWEST_NUMBERS:
+            hashes = np.array(self.plan.dataset.hashes[: self.plan.n_train])
+            return np.unique(hashes, return_inverse=True)[1]
         rows = _counts(inputs, tokens) if tokens else np.array(inputs)
         return near_duplicates(rows, threshold=self.problem.alike)
 

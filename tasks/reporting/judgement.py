@@ -18,7 +18,7 @@ def confirmed(answer: Answer) -> bool | None:
 
 def judgement(answer: Answer) -> str:
     """The verdict on an answer in sentences, whatever its kind; empty without one."""
-    if answer.unlearning is not None:
+    if answer.unlearning is not None or answer.kind == "debug":
         return next((arm.sentence for arm in answer.arms if arm.sentence), "")
     return verdict_sentence(answer.arms)
 

@@ -111,6 +111,9 @@ def render(findings: Findings) -> RenderableType:
         if answer.unlearning is not None:
             parts += _forgotten(answer, answer.unlearning, findings.path.parent)
             continue
+        if answer.kind == "debug":
+            parts += _diagnosis(answer)
+            continue
         parts += _choice(answer)
         if answer.arms:
             parts += _arms(answer)
@@ -143,6 +146,19 @@ def _headline(findings: Findings) -> RenderableType:
     name = Text(printable(findings.spec_name), style="bold")
     status = "" if findings.status in ("", "done", "committed", "ok") else f" ({findings.status})"
     return Text.assemble(name, f"  run {findings.run_id}{status}\n", "; ".join(parts))
+
+
+def _diagnosis(answer: Answer) -> list[RenderableType]:
+    lines = [
+        f"{answer.problem} asks what holds '{_one_line(answer.targets)}' down.",
+        answer.sentence,
+    ]
+    lines += [arm.sentence for arm in answer.arms[:1]] or ["Nothing was retrained for it."]
+    return _section("What holds it down", lines)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _choice(answer: Answer) -> list[RenderableType]:

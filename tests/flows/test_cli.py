@@ -22,7 +22,9 @@ from tasks.progress import advance, recording
 from tests.flows.conftest import WINNOW, running
 
 Winnow = Callable[..., subprocess.CompletedProcess[str]]
-COMMANDS = ("bank", "check", "doctor", "init", "methods", "plan", "run", "sql", "status", "ui")
+COMMANDS = (
+    "bank", "check", "debug", "doctor", "init", "methods", "plan", "run", "sql", "status", "ui"
+)  # fmt: skip
 
 
 @pytest.fixture

@@ -55,7 +55,14 @@ def test_the_published_names_are_these() -> None:
         "selected_examples",
         "values_by_source",
     }
-    macros = {"attribution_named", "harm", "harmful_examples", "top_influences", "traces"}
+    macros = {
+        "attribution_named",
+        "harm",
+        "harmful_examples",
+        "slice_effects",
+        "top_influences",
+        "traces",
+    }
     assert {name for kind, name in names if kind == "table"} == {*FRAMES, "winnow_migrations"}
     assert {name for kind, name in names if kind == "view"} == views
     assert {name for kind, name in names if kind == "macro"} == macros
