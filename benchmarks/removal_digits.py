@@ -1,8 +1,9 @@
 """Removal curves on clean digits: does what scores point at carry the predictions?
 
 The perceptron and recipe of `benchmarks.lds_digits`. For each of some queries the k most helpful
-and most harmful rows by TRAK, by gradient cosines and by random scores are removed and the network
-is retrained; the change of the margin is read against random removal of k rows. Then: how many
+and most harmful rows by TRAK, by gradient cosines, by similar representations and by random scores
+are removed and the network is retrained; the change of the margin is read against random removal of
+k rows, and TRAK's against each other's, query by query. Then: how many
 rows carry a prediction, how LDS carries over to other subset shares, what a bank of other sizes
 would cost and say, and whether the scores need trained weights.
 
@@ -11,7 +12,7 @@ With 10 queries, 3 seeds a set: without the 10 most helpful rows by TRAK margins
 160 rows by cosines are a whole class, and every prediction flips. LDS of TRAK at 25, 50 and 75 %:
 0.62, 0.66, 0.61 of ceilings 0.91, 0.86, 0.76.
 
-    python -m benchmarks.removal_digits [--queries 20] [--epochs 30]
+    python -m benchmarks.removal_digits [--queries 20] [--epochs 30] [--removal-only]
 """
 
 import argparse
@@ -28,6 +29,7 @@ from attribution.power import cheapest_bank, lds_pilot, lds_power
 from attribution.removal import removal_curve, smallest_flip
 from attribution.retraining import Retraining
 from attribution.sanity import randomised_weights
+from attribution.statistics import mean_interval
 from attribution.streams import Purpose, stream
 from attribution.training import Recipe, train_models
 from benchmarks.lds_digits import N_TRAIN, RECIPE, Pair, model, problem
@@ -45,7 +47,9 @@ def scores_of(
     if method == "random":
         rng = stream(0, Purpose.ARMS)
         return Scores(rng.standard_normal((len(queries[0]), N_TRAIN)), {"output": "margin"})
-    options = {"damping": 1.0} if method in ("trak", "ekfac") else {}
+    options: dict[str, object] = {"damping": 1.0} if method in ("trak", "ekfac") else {}
+    if method == "same-class":
+        method, options = "similarity", {"labels": "same"}
     return attribute(method, model(), states, train=train, queries=queries, **options)
 
 
@@ -60,22 +64,32 @@ def bank_of(shares: tuple[float, ...], recipe: Recipe, train: Pair, queries: Pai
 def print_removal(methods: dict[str, np.ndarray], retraining: Retraining) -> None:
     """Change of the mean margin against random removal, and the fewest rows that flip."""
     print("\nchange of the margin against random removal of k rows, mean [95 % interval]")
+    curves = {}
     for name, scores in methods.items():
         started = time.perf_counter()
-        curve = removal_curve(scores, retraining, sizes=SIZES)
+        curve = curves[name] = removal_curve(scores, retraining, sizes=SIZES)
         seconds = time.perf_counter() - started
         for k, helpful, harmful in zip(SIZES, curve.helpful, curve.harmful, strict=True):
             cells = [
                 f"{each.mean:+6.2f} [{each.interval[0]:+.2f}, {each.interval[1]:+.2f}]"
                 for each in (helpful, harmful)
             ]
-            print(f"{name:8} k = {k:3}  helpful {cells[0]}  harmful {cells[1]}")
-        print(f"{'':8} {len(curve.bank)} retrainings, {seconds:.0f} s")
+            print(f"{name:10} k = {k:3}  helpful {cells[0]}  harmful {cells[1]}")
+        print(f"{'':10} {len(curve.bank)} retrainings, {seconds:.0f} s")
+    print("\nthe helpful rows of trak against those of the others, query by query")
+    for name, curve in curves.items():
+        if name == "trak":
+            continue
+        pairs = zip(SIZES, curves["trak"].helpful, curve.helpful, strict=True)
+        for k, ours, theirs in pairs:
+            # Both were trained beside the same random sets, which cancel.
+            mean, low, high = mean_interval(ours.per_query - theirs.per_query)
+            print(f"{name:10} k = {k:3}  {mean:+6.2f} [{low:+.2f}, {high:+.2f}]")
     print("\nrightly predicted queries that flip when at most k helpful rows are removed")
     for name, scores in methods.items():
         flip = smallest_flip(scores, retraining, sizes=SIZES)
         shares = ", ".join(f"{flip.share(k):.0%} at {k}" for k in SIZES)
-        print(f"{name:8} {shares}; {flip.random_share:.0%} by {flip.largest} random rows")
+        print(f"{name:10} {shares}; {flip.random_share:.0%} by {flip.largest} random rows")
 
 
 def print_transfer(methods: dict[str, np.ndarray], bank: RetrainBank) -> None:
@@ -110,6 +124,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--queries", type=int, default=20)
     parser.add_argument("--epochs", type=int, default=RECIPE.epochs)
+    parser.add_argument("--removal-only", action="store_true")
     arguments = parser.parse_args()
     recipe = replace(RECIPE, epochs=arguments.epochs)
     train, (inputs, labels) = problem()
@@ -118,10 +133,13 @@ def main() -> None:
     seeds = [int(stream(0, Purpose.INIT, c).integers(2**62)) for c in range(CHECKPOINTS)]
     trained = train_models(model, train, masks=whole, seeds=seeds, training=recipe)
     states = [dict(trained.state(c)) for c in range(CHECKPOINTS)]
-    names = ("trak", "gradcos", "random")
+    names = ("trak", "gradcos", "similarity", "same-class", "random")
     methods = {name: scores_of(name, states, train, queries) for name in names}
     retraining = Retraining(model=model, train=train, queries=queries, training=recipe)
     print_removal(methods, retraining)
+    if arguments.removal_only:
+        return
+    names = ("trak", "gradcos", "random")
     everyone = inputs, labels
     methods = {name: scores_of(name, states, train, everyone) for name in names}
     bank = bank_of(SHARES, recipe, train, everyone)
