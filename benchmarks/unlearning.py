@@ -45,6 +45,8 @@ from optimize.unlearning import (
 Pair = tuple[np.ndarray, np.ndarray]
 Method = tuple[str, dict[str, Any]]
 CHECKPOINTS = 10
+# Checkpoints whose mean prediction calibrates the teacher, on this many removals of the bank.
+CALIBRATING, ALIKE = 6, 15
 # Rows on which the retain group's KLoM is taken.
 RETAIN_POINTS = 200
 
@@ -395,7 +397,7 @@ def report(case: Case, *, tuning: bool) -> None:
         name: calibrate(trained.tau, replace(bank, outputs=bank.outputs[:, :n_query]))
         for name, bank in (("random removals", random), ("and removals of slices", sliced))
     }
-    slopes = slopes_of(case, trained, sliced)
+    slopes = slopes_of(case, trained, sliced, sets)
     flat = directions_of(case, trained, sets).flat
     oracles = {name: oracles_of(case, rows, key) for key, (name, rows) in enumerate(sets.items())}
     size = sum(value[0].numel() for value in trained.states.values())
@@ -413,7 +415,7 @@ def report(case: Case, *, tuning: bool) -> None:
         after = margins(case, oracles[name], case.validation)
         print_predictions(name, rows, before, after, calibrated, trained)
     for number, (name, rows) in enumerate(sets.items()):
-        own = slopes(rows)
+        own = slopes[name]
         print(
             f"\n{name}: {len(rows)} rows; teacher's scale {own.kept:.2f}, of forgotten rows "
             f"{own.forgotten:.2f}"
@@ -426,40 +428,41 @@ def report(case: Case, *, tuning: bool) -> None:
 
 
 def slopes_of(
-    case: Case, trained: Trained, bank: RetrainBank
-) -> Callable[[np.ndarray], RemovalSlopes]:
-    """The teacher's scales for a forget set, from its predictions for removals in the bank.
+    case: Case, trained: Trained, bank: RetrainBank, sets: Mapping[str, np.ndarray]
+) -> dict[str, RemovalSlopes]:
+    """The teacher's scales for each forget set, from its predictions for removals in the bank.
 
-    Read on training rows, of removals of 0.4 to 2.5 times as many rows.
+    A Newton step overshoots where most of what holds a direction goes, so that each set is
+    calibrated on removals that are predicted to move the rows that stay about as far.
     """
-    first, points = len(case.validation[1]), case.train
-    chosen = np.arange(0, len(bank), 3)
-    masks = bank.masks[chosen]
-    few = {name: value[:3] for name, value in trained.states.items()}
-    found = forget_directions(case.model, few, train=case.train, forget=list(~masks), **DIRECTIONS)
-    predicted = []
-    for number in range(len(masks)):
-        before, after = (
-            of_models("margin", logits.numpy(), points[1]).mean(axis=0)
-            for logits in unlearned_logits(case.model, few, points[0], found, forget_set=number)
-        )
-        predicted.append(after - before)
+    first, (inputs, labels) = len(case.validation[1]), case.train
+    # Five is prime to the cycles of sizes and of slices.
+    chosen = np.arange(0, len(bank), 5)
     part = RetrainBank(
-        masks=masks, outputs=bank.outputs[chosen][:, first:], seeds=bank.seeds[chosen]
+        masks=bank.masks[chosen], outputs=bank.outputs[chosen][:, first:], seeds=bank.seeds[chosen]
     )
-    whole = margins(case, trained.states, points).mean(axis=0)
-    removed = (~masks).sum(axis=1)
-
-    def for_rows(forgotten: np.ndarray) -> RemovalSlopes:
-        near = (removed >= 0.4 * len(forgotten)) & (removed <= 2.5 * len(forgotten))
-        return removal_slopes(
-            np.array(predicted)[near],
+    few = {name: value[:CALIBRATING] for name, value in trained.states.items()}
+    asked = [*(np.flatnonzero(~mask) for mask in part.masks), *sets.values()]
+    found = forget_directions(case.model, few, train=case.train, forget=asked, **DIRECTIONS)
+    changes, reach = [], []
+    for number, rows in enumerate(asked):
+        before, after = (
+            of_models("margin", logits.numpy(), labels).mean(axis=0)
+            for logits in unlearned_logits(case.model, few, inputs, found, forget_set=number)
+        )
+        changes.append(after - before)
+        reach.append(np.log(np.delete(changes[-1], rows).std()))
+    whole = margins(case, trained.states, case.train).mean(axis=0)
+    slopes = {}
+    for name, own in zip(sets, reach[len(part) :], strict=True):
+        near = np.argsort(np.abs(np.array(reach[: len(part)]) - own))[:ALIKE]
+        slopes[name] = removal_slopes(
+            np.array(changes)[near],
             part.subset(near),
-            rows=np.arange(len(points[1])),
+            rows=np.arange(len(labels)),
             whole=whole,
         )
-
-    return for_rows
+    return slopes
 
 
 if __name__ == "__main__":

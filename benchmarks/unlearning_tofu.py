@@ -149,13 +149,16 @@ def longest_common(a: Sequence[int], b: Sequence[int]) -> int:
 
 
 METHODS: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("finetune", {"lr": 1e-3, "epochs": 2, "batch_size": 20}),
-    ("ascent", {"lr": 1e-4, "epochs": 3, "batch_size": 20}),
-    ("graddiff", {"lr": 2e-4, "epochs": 4, "batch_size": 20}),
-    ("npo", {"lr": 5e-4, "epochs": 4, "batch_size": 20}),
-    ("projected", {"scale": 4.0}),
-    ("matching", {"lr": 1e-3, "epochs": 3, "batch_size": 40, "repeats": 1, "scale": 6.0}),
-    ("oracle_matching", {"lr": 1e-3, "epochs": 3, "batch_size": 40, "repeats": 1}),
+    ("finetune", {"lr": 3e-3, "epochs": 2, "batch_size": 20}),
+    ("ascent", {"lr": 3e-4, "epochs": 3, "batch_size": 20}),
+    ("graddiff", {"lr": 6e-4, "epochs": 4, "batch_size": 20}),
+    ("npo", {"lr": 3e-3, "epochs": 4, "batch_size": 20}),
+    ("projected", {"scale": 12.0}),
+    (
+        "matching",
+        {"lr": 1e-3, "epochs": 2, "batch_size": 20, "repeats": 1, "scale": 12.0, "warm": True},
+    ),
+    ("oracle_matching", {"lr": 3e-3, "epochs": 6, "batch_size": 20, "repeats": 1}),
 )
 TRIED: tuple[tuple[str, dict[str, Any]], ...] = tuple(
     (name, {**options, key: options[key] * factor})
