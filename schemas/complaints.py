@@ -57,13 +57,20 @@ def complaints(error: ValidationError, model: type[BaseModel], data: Any) -> tup
         if details["type"] in TAG_ERRORS:  # said of the table, meant of its key
             place = (*place, details["ctx"]["discriminator"].strip("'"))
         by_place.setdefault(place, []).append(details)
-    for place in [place for place, found in by_place.items() if found[0]["type"] == "too_short"]:
-        # Pydantic counts the valid entries only: a list of one bad entry is not short as well.
+    for place in [place for place, found in by_place.items() if _is_outer(found)]:
+        # Pydantic counts the valid entries only: a list of one bad entry is not short as well. And
+        # a table that a union takes is not wrong for being no number.
         if any(other[: len(place)] == place for other in by_place if other != place):
             del by_place[place]
     return tuple(
         f"{spelled(place)}: {_sentence(place, found, model)}" for place, found in by_place.items()
     )
+
+
+def _is_outer(found: list[Any]) -> bool:
+    """Whether errors of a value may stem from what is inside it."""
+    kinds = [details["type"] for details in found]
+    return all(kind == "too_short" or kind.endswith("_type") for kind in kinds)
 
 
 def spelled(place: Place) -> str:
@@ -128,7 +135,7 @@ def _advice(details: dict[str, Any]) -> str:
 def _how_to_add(key: str, field: FieldInfo | None) -> str:
     if field is None:
         return "missing; add it"
-    if any(_members(field.annotation)):
+    if not field.examples and any(_members(field.annotation)):
         listed = get_origin(field.annotation) is tuple
         return f"missing; add a table [[{key}]]" if listed else f"missing; add a table [{key}]"
     example = f" = {_toml(field.examples[0])}" if field.examples else ""

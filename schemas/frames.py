@@ -181,6 +181,14 @@ class SolutionRowFrame(dy.Schema):
     position = dy.Int32(nullable=True, min=1)
 
 
+class SolutionPriceFrame(dy.Schema):
+    """One row: one constraint of a solution and what one more unit of it would add."""
+
+    solution_id = dy.String(primary_key=True, min_length=1)
+    constraint_name = dy.String(primary_key=True, min_length=1)
+    price = dy.Float64()
+
+
 class VerdictFrame(dy.Schema):
     """One row: one arm of a check by retraining; changes are against the arm 'all'.
 
@@ -378,6 +386,7 @@ FRAMES: dict[str, type[dy.Schema]] = {
     "lds": LdsFrame,
     "solutions": SolutionFrame,
     "solution_rows": SolutionRowFrame,
+    "solution_prices": SolutionPriceFrame,
     "verdicts": VerdictFrame,
     "unlearnings": UnlearningFrame,
     "unlearned": UnlearnedFrame,

@@ -4,19 +4,25 @@ A problem says what is decided, traced or valued, the verdict how an answer is c
 retraining. Values are made of retrainings already, so no verdict judges them.
 """
 
-from typing import Annotated, Literal, Self
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from schemas.frozen import Frozen, Name, distinct, refusal, refuse
+from schemas.frozen import IDENTIFIER, Frozen, Name, distinct, refusal, refuse
 from schemas.recipe import Task
 from schemas.unlearning import UnlearnSpec
+
+LIMITS = ("min", "max")
 
 # --- [[problem]] ----------------------------------------------------------------------------------
 
 
+SetName = Annotated[str, Field(pattern=IDENTIFIER, max_length=80)]
+
+
 class Quota(Frozen):
-    """``problem.quotas.CLASS``: how many rows of one class may be chosen."""
+    """``problem.quotas.COLUMN.VALUE``: how many rows may be chosen; both the same for exactly."""
 
     min: Annotated[int, Field(ge=0)] | None = None
     """At least so many."""
@@ -36,6 +42,25 @@ class Quota(Frozen):
 LEAST_AIMED, LEAST_CROSSED = 12, 24
 
 
+class BudgetSpec(Frozen):
+    """``problem.budget``: what the chosen rows may cost together."""
+
+    column: Annotated[str, Field(min_length=1, examples=["tokens"])]
+    """Metadata column with the cost of each row; 'rows' costs each 1."""
+    most: Annotated[float, Field(ge=0, examples=[100_000])]
+    """The most that may be spent."""
+
+
+def _by_column(quotas: Any) -> Any:
+    if isinstance(quotas, dict):
+        refuse(
+            ((name,), f"quotas are by column; write {{ class = {{ {name} = {{ ... }} }} }}")
+            for name, given in quotas.items()
+            if isinstance(given, dict) and any(isinstance(given.get(k), int) for k in LIMITS)
+        )
+    return quotas
+
+
 class SelectSpec(Frozen):
     """``[[problem]]`` with ``kind = "select"``: which rows to train on."""
 
@@ -45,40 +70,97 @@ class SelectSpec(Frozen):
     """What the answer is called in tables and reports."""
     uses: Annotated[str, Field(examples=["trak"])]
     """Name of the attribution that it reads."""
-    targets: str = "queries"
-    """Set of examples whose outputs are to become better."""
+    targets: str | Annotated[dict[SetName, Annotated[float, Field(gt=0)]], Field(min_length=1)] = (
+        "queries"
+    )
+    """Set of examples whose outputs are to become better; or several, with their weights."""
+    combine: Literal["mean", "worst"] = "mean"
+    """What counts of several sets: the weighted mean of their outputs, or the worst of them."""
+    caution: Annotated[float, Field(ge=0)] = 0.0
+    """How many standard deviations are taken off what is predicted; 0 trusts the mean."""
     size: Annotated[
-        Annotated[int, Field(gt=0)] | Annotated[float, Field(gt=0, lt=1)] | Literal["best"],
+        Annotated[int, Field(gt=0)] | Annotated[float, Field(gt=0, lt=1)] | Literal["best"] | Quota,
         Field(examples=[1000, 0.9, "best"]),
     ]
-    """Training rows to keep: a number of rows, a fraction of them, or 'best', the predicted best
-    number."""
+    """Training rows to keep: a number of rows, a fraction of them, { min = ..., max = ... }, or
+    'best', the predicted best number."""
     aimed: Annotated[int, Field(ge=0)] = 36
     """Models retrained near the choice before it is predicted; 0 for a prediction from random
     subsets alone, which effects that do not add up put far off. 'best' needs 24 or more."""
-    quotas: dict[str, Quota] = Field(default_factory=dict)
-    """Bounds for each class, as in { "3" = { min = 100 } }."""
+    quotas: Annotated[dict[str, dict[str, Quota]], BeforeValidator(_by_column)] = Field(
+        default_factory=dict
+    )
+    """Bounds by 'class' or a metadata column, as in { class = { 3 = { min = 100 } } }."""
+    budget: BudgetSpec | tuple[BudgetSpec, ...] = ()
+    """What the rows may cost, as in { column = "tokens", most = 100000 }; or several of these."""
+    include: SetName | tuple[SetName, ...] = ()
+    """Sets of training rows that must be chosen."""
+    exclude: SetName | tuple[SetName, ...] = ()
+    """Sets of training rows that must not be chosen."""
+    duplicates: Literal["keep", "content"] | Annotated[float, Field(gt=0, le=1)] = "keep"
+    """At most one row of each group of equal inputs ('content'), or of inputs whose cosine reaches
+    a number; 'keep' looks for none."""
 
-    def rows(self, n_pool: int) -> int:
-        """Rows to keep out of `n_pool`; of the best number, the most."""
-        if self.size == "best":
-            return n_pool
-        return self.size if isinstance(self.size, int) else round(self.size * n_pool)
+    @property
+    def weights(self) -> dict[str, float]:
+        """The sets of targets with their weights."""
+        return {self.targets: 1.0} if isinstance(self.targets, str) else self.targets
+
+    @property
+    def budgets(self) -> tuple[BudgetSpec, ...]:
+        """The budgets, however they are written."""
+        return (self.budget,) if isinstance(self.budget, BudgetSpec) else self.budget
+
+    @property
+    def included(self) -> tuple[str, ...]:
+        """The sets that must be chosen."""
+        return (self.include,) if isinstance(self.include, str) else self.include
+
+    @property
+    def excluded(self) -> tuple[str, ...]:
+        """The sets that must not be chosen."""
+        return (self.exclude,) if isinstance(self.exclude, str) else self.exclude
+
+    def rows(self, n_pool: int) -> int | tuple[int, int]:
+        """Rows to keep out of `n_pool`: a number, or the least and the most."""
+        match self.size:
+            case "best":
+                return 1, n_pool
+            case Quota():
+                most = n_pool if self.size.max is None else self.size.max
+                return max(self.size.min or 0, 1), most
+            case int():
+                return self.size
+            case float():
+                return round(self.size * n_pool)
 
     @model_validator(mode="after")
-    def _quotas_leave_room(self) -> Self:
-        least = sum(quota.min or 0 for quota in self.quotas.values())
-        if isinstance(self.size, int) and least > self.size:
-            refuse([(("quotas",), f"they ask for {least} rows, size is {self.size}; lower them")])
+    def _constraints_make_sense(self) -> Self:
+        refuse(self._refusals())
         return self
 
-    @model_validator(mode="after")
-    def _aimed_suffice(self) -> Self:
+    def _refusals(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
+        most = self.size.max if isinstance(self.size, Quota) else self.size
+        for column, quotas in self.quotas.items():
+            least = sum(quota.min or 0 for quota in quotas.values())
+            if isinstance(most, int) and least > most:
+                yield (
+                    ("quotas", column),
+                    f"they ask for {least} rows, size is {most}; lower them",
+                )
+        columns = [budget.column for budget in self.budgets]
+        for column in sorted({each for each in columns if columns.count(each) > 1}):
+            yield ("budget",), f"'{column}' is given twice; leave one out"
         least = LEAST_CROSSED if self.size == "best" else LEAST_AIMED
         if self.aimed < least and (self.aimed or self.size == "best"):
             told = "size = 'best' needs" if self.size == "best" else "a surrogate bends to"
-            refuse([(("aimed",), f"{told} {least} or more, not {self.aimed}")])
-        return self
+            yield ("aimed",), f"{told} {least} or more, not {self.aimed}"
+        if self.size == "best" and len(self.weights) > 1:
+            yield ("size",), "'best' is known for one set of targets; name one, or a number of rows"
+        if self.combine == "worst" and len(self.weights) == 1:
+            yield ("combine",), "'worst' is of several sets; name two or more in targets"
+        if both := set(self.included) & set(self.excluded):
+            yield ("exclude",), f"'{min(both)}' must be chosen as well; leave one out"
 
 
 class TraceSpec(Frozen):
@@ -195,7 +277,15 @@ def attributions_of(problem: DecisionSpec) -> tuple[str, ...]:
     return problem.uses if isinstance(problem, TraceSpec) else (problem.uses,)
 
 
+def target_sets(problem: ProblemSpec) -> tuple[str, ...]:
+    """The sets that a problem is about, one or several."""
+    return (problem.targets,) if isinstance(problem.targets, str) else tuple(problem.targets)
+
+
 # --- [verdict] ------------------------------------------------------------------------------------
+
+
+ArmName = Literal["all", "random", "balanced", "highest_loss", "lowest_loss", "similar", "clean"]
 
 
 def _has_all(arms: tuple[str, ...]) -> tuple[str, ...]:
@@ -209,11 +299,11 @@ class VerdictSpec(Frozen):
 
     seeds: Annotated[int, Field(ge=2)] = 5
     """Retrainings of each arm; an interval needs two."""
-    arms: Annotated[
-        tuple[Literal["all", "random", "balanced"], ...],
-        AfterValidator(distinct),
-        AfterValidator(_has_all),
-    ] = ("all", "random")
-    """What the choice is compared with: all rows, as many at random, as many in equal classes."""
+    arms: Annotated[tuple[ArmName, ...], AfterValidator(distinct), AfterValidator(_has_all)] = (
+        "all",
+        "random",
+    )
+    """What the choice is compared with: all rows; as many at random, or in equal classes, or of the
+    highest or lowest loss, or most like the targets ('similar'); all rows with a true label."""
     judge_on: str = "holdout"
     """Set of examples that judges; the solver never sees it."""

@@ -26,7 +26,7 @@ from pydantic import (
 
 from schemas.complaints import complaints
 from schemas.errors import SpecError
-from schemas.frozen import IDENTIFIER, Frozen, Name, nearest, refusal, refuse
+from schemas.frozen import Frozen, Name, nearest, refusal, refuse
 from schemas.methods import (
     OUTPUTS_OF_TASK,
     AttributionSpec,
@@ -52,10 +52,12 @@ from schemas.questions import (
     ProblemSpec,
     Quota,
     SelectSpec,
+    SetName,
     TraceSpec,
     ValueSpec,
     VerdictSpec,
     attributions_of,
+    target_sets,
 )
 from schemas.recipe import (
     BUILT_IN_MODELS,
@@ -85,7 +87,6 @@ DEFAULT_SETS = {
 }
 
 Problems = Iterator[tuple[tuple[str | int, ...], str]]
-SetName = Annotated[str, Field(pattern=IDENTIFIER, max_length=80)]
 
 
 def _is_query(sql: str) -> str:
@@ -252,8 +253,9 @@ def _problem_problems(problems: tuple[ProblemSpec, ...], above: Any) -> Problems
     for place, problem in enumerate(problems):
         # A query may also be an id, or SQL; only a single word is surely meant as a set.
         key = "query" if isinstance(problem, DebugSpec) else "targets"
-        if key == "targets" or re.fullmatch(IDENTIFIER, problem.targets):
-            yield from _unknown_set((place, key), problem.targets, above)
+        for aimed in target_sets(problem):
+            if key == "targets" or re.fullmatch(IDENTIFIER, aimed):
+                yield from _unknown_set((place, key), aimed, above)
         if isinstance(problem, ValueSpec):
             if task and problem.output not in ("auto", *WORTHS_OF_TASK[task]):
                 hint = nearest(problem.output, WORTHS_OF_TASK[task])
@@ -266,8 +268,19 @@ def _problem_problems(problems: tuple[ProblemSpec, ...], above: Any) -> Problems
                     yield (place, "uses"), f"there is no attribution '{used}'{nearest(used, names)}"
         if isinstance(problem, UnlearnSpec):
             yield from _unlearn_problems(place, problem, task, above)
-        if isinstance(problem, SelectSpec) and problem.quotas and task == "regression":
-            yield (place, "quotas"), "a regression has no classes; leave quotas out"
+        if isinstance(problem, SelectSpec):
+            yield from _select_problems(place, problem, task, above)
+
+
+def _select_problems(place: int, problem: SelectSpec, task: Task | None, above: Any) -> Problems:
+    if "class" in problem.quotas and task in ("regression", "language"):
+        yield (
+            (place, "quotas", "class"),
+            f"a {task} has no classes; leave the quotas of 'class' out",
+        )
+    for option, names in (("include", problem.included), ("exclude", problem.excluded)):
+        for name in names:
+            yield from _unknown_set((place, option), name, above)
 
 
 def _unlearn_problems(place: int, problem: UnlearnSpec, task: Task | None, above: Any) -> Problems:
@@ -297,10 +310,11 @@ def _verdict_problems(verdict: VerdictSpec, above: Any) -> Problems:
     for problem in problems:
         if isinstance(problem, ValueSpec | TraceSpec | DebugSpec):
             continue
-        judged, aimed = verdict.judge_on, problem.targets
-        if judged == aimed or (sets.get(judged) and sets.get(judged) == sets.get(aimed)):
-            advice = "judge on a set that the solver never saw"
-            yield ("judge_on",), f"problem '{problem.name}' is solved for '{aimed}'; {advice}"
+        judged = verdict.judge_on
+        for aimed in target_sets(problem):
+            if judged == aimed or (sets.get(judged) and sets.get(judged) == sets.get(aimed)):
+                advice = "judge on a set that the solver never saw"
+                yield ("judge_on",), f"problem '{problem.name}' is solved for '{aimed}'; {advice}"
 
 
 def _repeated_names(entries: tuple[AttributionSpec, ...] | tuple[ProblemSpec, ...]) -> Problems:
@@ -451,6 +465,7 @@ __all__ = [
     "parse_spec",
     "python_reference",
     "schema_text",
+    "target_sets",
 ]
 
 if __name__ == "__main__":

@@ -24,7 +24,10 @@ _OWNED_BY_RUN = ("attributions", "solutions", "verdicts", "valuations", "tracing
 _OF_UNLEARNING = ("unlearnings", "unlearned", "closeness", "query_changes")
 _KEYS = {
     "attributions": ("attribution_id", ("scores", "example_effects", "lds")),
-    "solutions": ("solution_id", ("solution_rows", "verdicts", *_OF_UNLEARNING)),
+    "solutions": (
+        "solution_id",
+        ("solution_rows", "solution_prices", "verdicts", *_OF_UNLEARNING),
+    ),
     "valuations": ("valuation_id", ("player_values",)),
     "tracings": ("tracing_id", ("tracing_arms", "tracing_effects", "tracing_rows")),
 }
@@ -140,6 +143,7 @@ def _delete(
         "bank": {"retrains": ids("bank", "retrain_id")},
         "solutions": solutions,
         "solution_rows": solutions,
+        "solution_prices": solutions,
         "verdicts": {"run": run_id, "verdicts": ids("verdicts", "verdict_id")},
         **dict.fromkeys(_OF_UNLEARNING, solutions),
         "valuations": valuations,

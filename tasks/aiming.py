@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.methods import FALLING
-from schemas.spec import ChoiceSpec, SelectSpec
+from schemas.spec import ChoiceSpec, SelectSpec, target_sets
 from tasks.bank import read_outputs, retrained
 from tasks.bank_extension import Rows, load_rows
 from tasks.blueprint import Blueprint
@@ -34,7 +34,10 @@ BoolArray = NDArray[np.bool_]
 
 
 def aimed_for(
-    plan: Blueprint, problem: SelectSpec, surrogate: "LinearDatamodel"
+    plan: Blueprint,
+    problem: SelectSpec,
+    surrogate: "LinearDatamodel",
+    shares: NDArray[np.float64],
 ) -> "tuple[Aimed, Rows]":
     """The subsets that lean towards a problem's choices, retrained.
 
@@ -42,6 +45,7 @@ def aimed_for(
         plan: The blueprint.
         problem: Whose choices.
         surrogate: Of the problem's targets.
+        shares: Float64 [n_query], of each target in the mean.
     """
     from attribution.streams import SEED_LIMIT, Purpose, stream
     from optimize.aim import aimed_subsets
@@ -49,6 +53,7 @@ def aimed_for(
     found = aimed_subsets(
         surrogate,
         problem.aimed,
+        queries=shares,
         rising=plan.output(plan.spec.attribution_named(problem.uses)) not in FALLING,
         crossed=problem.size == "best",
         seed=plan.spec.seed,
@@ -110,10 +115,10 @@ def curve_of(
     output = plan.output(attribution)
     if output == "margin":
         output = "logprob"
-    ids = plan.sets.ids(problem.targets)
-    bank = calibrating_bank(plan, attribution, ids, output=output)
-    surrogate = calibrate(load_scores(plan, attribution)[plan.sets.places(problem.targets)], bank)
-    seen = _observed(plan, made, problem.targets, output)
+    (aim,) = target_sets(problem)
+    bank = calibrating_bank(plan, attribution, plan.sets.ids(aim), output=output)
+    surrogate = calibrate(load_scores(plan, attribution)[plan.sets.places(aim)], bank)
+    seen = _observed(plan, made, aim, output)
     families = []
     for half in (0, 1):
         line = surrogate.averaged(found.queries[1 - half])

@@ -14,7 +14,7 @@ import numpy as np
 
 from schemas.errors import NotFound, RequestError
 from schemas.manifest import Manifest
-from schemas.spec import AttributionSpec, attributions_of
+from schemas.spec import AttributionSpec, attributions_of, target_sets
 from store.artifacts import artifact_key
 from tasks.bank import read_outputs
 from tasks.bank_extension import (
@@ -136,7 +136,8 @@ def _receipt_key(record: Manifest) -> str:
 def _aim(plan: Blueprint) -> tuple[AttributionSpec, str]:
     """Whose predictions are to become surer: those of an attribution, for a set of test rows."""
     for problem in plan.decisions:
-        return plan.spec.attribution_named(attributions_of(problem)[0]), problem.targets
+        uses = attributions_of(problem)[0]
+        return plan.spec.attribution_named(uses), target_sets(problem)[0]
     for attribution in plan.spec.attribution:
         if not plan.fitted_share(attribution):
             return attribution, plan.sets.tuning

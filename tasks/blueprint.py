@@ -25,11 +25,13 @@ from schemas.spec import (
     DecisionSpec,
     LoadedSpec,
     RunMethodSpec,
+    SelectSpec,
     TraceSpec,
     TrakSpec,
     UnlearnSpec,
     ValueSpec,
     attributions_of,
+    target_sets,
 )
 from schemas.unlearning import ForgetRequest
 from store.artifacts import Artifacts, artifact_key
@@ -37,6 +39,7 @@ from store.datasets import StoredDataset, load_dataset
 from store.workspace import Workspace
 from tasks.bank_extension import Extension, read_extension
 from tasks.bank_plan import BankPlan, draw_bank
+from tasks.constraints import Limits, limits_of
 from tasks.feature_plan import FEATURES_VERSION, FeatureShard, blocks, feature_shards
 from tasks.ingest import SCALING_FILE
 from tasks.intake.recipes import recipe_digest
@@ -69,6 +72,9 @@ STAGES = ("data", *VERSIONS)
 # it. The others calibrate its surrogate: on subsets that weights were fitted to they look too good.
 FITTED_SHARE = 0.75
 
+# Arms of a verdict that models of all rows choose.
+OF_CHECKPOINTS = frozenset({"highest_loss", "lowest_loss", "similar"})
+
 IntArray = NDArray[np.int64]
 
 
@@ -100,6 +106,7 @@ class Blueprint:
         self._noted: dict[str, set[str]] = {}
         self._players: dict[str, Players] = {}
         self._forgotten: dict[str, NDArray[np.bool_]] = {}
+        self._limits: dict[str, Limits] = {}
 
     # --- what everything is made from -------------------------------------------------------------
 
@@ -237,8 +244,15 @@ class Blueprint:
 
     @property
     def needs_checkpoints(self) -> bool:
-        """Whether an attribution reads models that were trained on all rows."""
-        return any(a.checkpoints == "full" for a in self.spec.attribution)
+        """Whether an attribution or a verdict's arm reads models that were trained on all rows."""
+        return self.arms_need_checkpoints or any(
+            a.checkpoints == "full" for a in self.spec.attribution
+        )
+
+    @property
+    def arms_need_checkpoints(self) -> bool:
+        """Whether an arm of the verdicts is chosen by what models of all rows make of the rows."""
+        return bool(self.spec.selections) and not OF_CHECKPOINTS.isdisjoint(self.spec.verdict.arms)
 
     @functools.cached_property
     def snapshots(self) -> dict[int, str]:
@@ -449,13 +463,25 @@ class Blueprint:
             aims = self.sets.ids(problem.targets).tolist()
             parts = (problem, scores, aims, self.dataset.facts.dataset_id)
             return artifact_key("solution", version, *parts)
-        sets = [self.sets.ids(problem.targets), self.sets.ids(self.spec.verdict.judge_on)]
-        aims: list[Any] = [ids.tolist() for ids in sets]
+        names = (*target_sets(problem), self.spec.verdict.judge_on)
+        aims: list[Any] = [self.sets.ids(name).tolist() for name in names]
         if isinstance(problem, UnlearnSpec):
             aims.append(np.flatnonzero(self.forgotten(problem)).tolist())
         if isinstance(problem, DebugSpec):
             aims.append(self.metadata_digest)  # it names slices by what no model sees
+        if isinstance(problem, SelectSpec):
+            aims.append(self.limits(problem).digest)
         return artifact_key("solution", version, problem, scores[0], aims)
+
+    def limits(self, problem: SelectSpec) -> Limits:
+        """What a selection is bound by, on the training rows.
+
+        Raises:
+            RequestError: A name leads nowhere, or rows do not fit it.
+        """
+        if problem.name not in self._limits:
+            self._limits[problem.name] = limits_of(self.dataset, self.sets, problem)
+        return self._limits[problem.name]
 
     def verdict_key(self, problem: DecisionSpec) -> str | None:
         """Key of the retrainings that judge a solution."""
@@ -463,6 +489,8 @@ class Blueprint:
         parts: list[Any] = [solution, self.spec.verdict, self.test_digest, self.spec.seed]
         if isinstance(problem, UnlearnSpec) and self.loaded.checkpoint_paths:
             parts.append(self.checkpoint_keys)  # what is handed over is made from one's own weights
+        if isinstance(problem, SelectSpec) and self.arms_need_checkpoints:
+            parts.append(self.checkpoint_keys)
         return solution and artifact_key("verdict", VERSIONS["verdict"], *parts)
 
     def values_key(self, problem: ValueSpec) -> str:

@@ -26,6 +26,7 @@ from schemas.spec import (
     TraceSpec,
     UnlearnSpec,
     ValueSpec,
+    target_sets,
 )
 from store.publish import publish
 from store.segments import kept_per_query, write_segment
@@ -232,7 +233,7 @@ def _add_problem(plan: Blueprint, problem: ChoiceSpec, rows: Rows) -> None:
             "problem": problem.name,
             "kind": problem.kind,
             "n_pool": plan.n_train,
-            "targets": problem.targets,
+            "targets": ", ".join(target_sets(problem)),
         }
         | {name: facts[name] for name in ("status", "size", "value", "bound", "gap", "sentence")}
     )
@@ -250,6 +251,10 @@ def _add_problem(plan: Blueprint, problem: ChoiceSpec, rows: Rows) -> None:
     rows["solution_rows"] += [own | dict(zip(names, values, strict=True)) for values in columns]
     if "origins" in facts:
         _add_retrainings(plan, solution, rows)
+    rows["solution_prices"] += [
+        own | {"constraint_name": name, "price": price}
+        for name, price in facts.get("prices", {}).items()
+    ]
     _add_verdict(plan, problem, own, rows)
 
 

@@ -1,17 +1,15 @@
 """Who is valued: the sources of the training rows, or the rows themselves."""
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import polars as pl
 from numpy.typing import NDArray
 
-from schemas.errors import DataError, NotFound
-from schemas.frozen import digest_of, nearest
+from schemas.frozen import digest_of
 from schemas.spec import ValueSpec
 from store.datasets import StoredDataset
+from tasks.columns import texts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -48,7 +46,14 @@ def players_of(dataset: StoredDataset, problem: ValueSpec) -> Players:
     """
     labels = dataset.train.example_ids
     if problem.by is not None:
-        labels = np.array(_sources(dataset, problem.name, problem.by))
+        labels = np.array(
+            texts(
+                dataset,
+                problem.by,
+                asker=f"problem '{problem.name}'",
+                advice="name the source of each",
+            )
+        )
     names, sizes = np.unique(labels, return_counts=True)
     return Players(
         by=problem.by,
@@ -56,23 +61,6 @@ def players_of(dataset: StoredDataset, problem: ValueSpec) -> Players:
         names=tuple(str(name) for name in names.tolist()),
         sizes=sizes.astype(np.int64),
     )
-
-
-def _sources(dataset: StoredDataset, name: str, column: str) -> list[str]:
-    rows = dataset.examples.filter(pl.col("split") == "train").sort("example_id")
-    texts = rows["metadata"].to_list()
-    metadata: list[dict[str, Any]] = [json.loads(text) if text else {} for text in texts]
-    known = set().union(*metadata)
-    if column not in known:
-        hint = nearest(column, known) or "; name the column in data.metadata"
-        raise NotFound(f"problem '{name}': there is no metadata column '{column}'{hint}")
-    values = [entry.get(column) for entry in metadata]
-    if lacking := [row for row, value in enumerate(values) if value in (None, "")]:
-        raise DataError(
-            f"problem '{name}': {len(lacking)} training rows have no '{column}', example "
-            f"{rows['example_id'][lacking[0]]} among them; name the source of each"
-        )
-    return [value if isinstance(value, str) else json.dumps(value) for value in values]
 
 
 def most_retrainings(problem: ValueSpec, n_players: int) -> int:

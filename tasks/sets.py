@@ -1,6 +1,6 @@
-"""The spec's sets of examples, as ids: which rows are asked about, aimed at, judged on, forgotten.
+"""The spec's sets of examples, as ids: which rows are asked about, aimed at, judged on, bound.
 
-All are test rows but those that are to be forgotten, which are training rows.
+All are test rows but those that must be chosen, left out or forgotten, which are training rows.
 """
 
 import functools
@@ -10,7 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.errors import DataError, QueryError
-from schemas.spec import DEFAULT_SETS, CurationSpec, DebugSpec, DecisionSpec, TraceSpec
+from schemas.spec import (
+    DEFAULT_SETS,
+    CurationSpec,
+    DebugSpec,
+    DecisionSpec,
+    TraceSpec,
+    target_sets,
+)
 from store.datasets import StoredDataset, select_ids
 
 IntArray = NDArray[np.int64]
@@ -46,13 +53,18 @@ class ExampleSets:
             self._found[name] = found
         return found
 
-    def train_ids(self, name: str) -> IntArray:
+    def train_ids(self, name: str, *, whole: bool = False) -> IntArray:
         """Ids of a named set of training rows, ascending.
+
+        Args:
+            name: The set.
+            whole: Whether it may hold every training row.
 
         Raises:
             QueryError: The SQL fails, or finds a test row or every training row.
         """
-        return training_ids(self._dataset, self._spec.sets[name], name=f"sets.{name}")
+        sql = self._spec.sets[name]
+        return training_ids(self._dataset, sql, name=f"sets.{name}", whole=whole)
 
     def _select(self, name: str) -> IntArray:
         if name.isdigit():
@@ -110,7 +122,7 @@ class ExampleSets:
         if "queries" in self._spec.sets:
             yield "queries"
         for problem in asked:
-            yield problem.targets
+            yield from target_sets(problem)
         if self._judged_apart or not (asked or "queries" in self._spec.sets):
             yield self._spec.verdict.judge_on
         # Last, so that a single query never tunes, and adds no set but its own.
@@ -120,12 +132,15 @@ class ExampleSets:
     @property
     def _judged_apart(self) -> list[DecisionSpec]:
         """The problems whose answers are judged on other rows than those they were solved for."""
-        return [each for each in self._spec.decisions if not isinstance(each, TraceSpec | DebugSpec)]
+        return [
+            each for each in self._spec.decisions if not isinstance(each, TraceSpec | DebugSpec)
+        ]
 
     def _refuse_overlap(self) -> None:
         judged = self._spec.verdict.judge_on
         for problem in self._judged_apart:
-            shared = np.intersect1d(self.ids(problem.targets), self.ids(judged))
+            aimed = np.concatenate([self.ids(name) for name in target_sets(problem)])
+            shared = np.intersect1d(aimed, self.ids(judged))
             if len(shared):
                 raise QueryError(
                     f"sets.{judged}: {len(shared)} rows, example {shared[0]} among them, are "
@@ -133,13 +148,14 @@ class ExampleSets:
                 )
 
 
-def training_ids(dataset: StoredDataset, sql: str, *, name: str) -> IntArray:
-    """Ids of some training rows by SQL, ascending: what a model may be asked to forget.
+def training_ids(dataset: StoredDataset, sql: str, *, name: str, whole: bool = False) -> IntArray:
+    """Ids of some training rows by SQL, ascending.
 
     Args:
         dataset: The rows.
         sql: As `store.datasets.select_ids` takes it.
         name: What to call it in an error.
+        whole: Whether it may find every training row.
 
     Raises:
         QueryError: The SQL fails, finds none, or finds a test row or every training row.
@@ -150,9 +166,9 @@ def training_ids(dataset: StoredDataset, sql: str, *, name: str) -> IntArray:
     if len(outside):
         raise QueryError(
             f"{name}: example {outside[0]} is a test row ({len(outside)} of {len(found)} are), and "
-            "only what was trained on can be forgotten; choose from split = 'train'"
+            "only what is trained on can be chosen or forgotten; choose from split = 'train'"
         )
-    if len(found) == n_train:
+    if len(found) == n_train and not whole:
         raise QueryError(
             f"{name}: all {n_train:,} training rows are to be forgotten; nothing would be left to "
             "train on, so an untrained model is the answer"

@@ -48,6 +48,9 @@ DELETE FROM solutions WHERE solution_id IN (SELECT unnest($solutions));
 -- name: delete_solution_rows
 DELETE FROM solution_rows WHERE solution_id IN (SELECT unnest($solutions));
 
+-- name: delete_solution_prices
+DELETE FROM solution_prices WHERE solution_id IN (SELECT unnest($solutions));
+
 -- name: delete_verdicts
 DELETE FROM verdicts WHERE run_id = $run OR verdict_id IN (SELECT unnest($verdicts));
 
@@ -121,6 +124,9 @@ INSERT INTO solutions BY NAME FROM incoming;
 
 -- name: insert_solution_rows
 INSERT INTO solution_rows BY NAME FROM incoming;
+
+-- name: insert_solution_prices
+INSERT INTO solution_prices BY NAME FROM incoming;
 
 -- name: insert_verdicts
 INSERT INTO verdicts BY NAME FROM incoming;

@@ -41,6 +41,10 @@ LEFT JOIN examples AS e ON e.example_id = r.example_id AND e.dataset_id = $datas
 WHERE r.solution_id = $solution
 ORDER BY r.utility, r.example_id;
 
+-- name: solution_prices
+SELECT constraint_name, price FROM solution_prices WHERE solution_id = $solution
+ORDER BY abs(price) DESC, constraint_name;
+
 -- name: effects
 -- harm() knows in which direction the output is bad; where it has none, no row is the worst.
 SELECT f.example_id, -harm(a.output, f.mean_score) AS utility, e.target, e.true_target

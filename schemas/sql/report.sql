@@ -32,7 +32,9 @@ FROM verdicts AS v LEFT JOIN solutions AS s USING (solution_id)
 WHERE v.run_id = $run
 ORDER BY
     s.problem, v.solution_id,
-    list_position(['chosen', 'all', 'random', 'balanced'], v.arm) NULLS LAST, v.arm;
+    list_position([
+        'chosen', 'all', 'random', 'balanced', 'similar', 'highest_loss', 'lowest_loss', 'clean'
+    ], v.arm) NULLS LAST, v.arm;
 
 -- name: dropped
 SELECT

@@ -316,6 +316,26 @@ COMMENT ON COLUMN dropped_examples.metadata IS 'The source''s metadata columns a
 COMMENT ON COLUMN dropped_examples.problem IS 'The problem''s name in the spec.';
 COMMENT ON COLUMN dropped_examples.solution_id IS 'The solution.';
 
+CREATE VIEW prices_by_constraint AS
+SELECT
+    r.spec_name, s.problem, p.constraint_name, p.price, a.output, s.targets, s.solution_id,
+    s.run_id, r.committed_at
+FROM solution_prices AS p
+JOIN solutions AS s USING (solution_id)
+JOIN runs AS r ON r.run_id = s.run_id
+LEFT JOIN attributions AS a ON a.attribution_id = s.attribution_id
+ORDER BY r.committed_at DESC, s.problem, abs(p.price) DESC, p.constraint_name;
+COMMENT ON VIEW prices_by_constraint IS 'What one more unit of each constraint is predicted to add: the latest run first, the dearest constraint first.';
+COMMENT ON COLUMN prices_by_constraint.spec_name IS 'The name of the run''s spec.';
+COMMENT ON COLUMN prices_by_constraint.problem IS 'The problem''s name in the spec.';
+COMMENT ON COLUMN prices_by_constraint.constraint_name IS 'size, a quota such as "class 3", a budget''s column, must include, must exclude, or duplicates.';
+COMMENT ON COLUMN prices_by_constraint.price IS 'Gain of the objective when the limit is loosened by one; negative for a minimum that binds, 0 where nothing binds.';
+COMMENT ON COLUMN prices_by_constraint.output IS 'The output that prices are in units of; of a loss or an error, a gain is a fall.';
+COMMENT ON COLUMN prices_by_constraint.targets IS 'The sets of queries it was solved for.';
+COMMENT ON COLUMN prices_by_constraint.solution_id IS 'The solution.';
+COMMENT ON COLUMN prices_by_constraint.run_id IS 'Its run.';
+COMMENT ON COLUMN prices_by_constraint.committed_at IS 'When the run was committed.';
+
 CREATE VIEW bank_by_kind AS
 SELECT
     b.dataset_id, b.kind, b.alpha,

@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.errors import InfeasibleProblem, NotFound
-from schemas.frozen import nearest
+from schemas.errors import InfeasibleProblem
 from schemas.manifest import Manifest
 from schemas.methods import FALLING
 from schemas.spec import SelectSpec
 from tasks.aiming import aimed_for, curve_facts, curve_of, made_for, predictor
 from tasks.bank import accuracy_of, logits_of, outputs_of, retrained
-from tasks.bank_extension import MASKS_FILE, SEEDS_FILE
+from tasks.bank_extension import MASKS_FILE, SEEDS_FILE, Rows
 from tasks.blueprint import VERSIONS, Blueprint
+from tasks.constraints import duplicates_of
+from tasks.problems.arms import FIXED, masks_of, refuse_arms
+from tasks.problems.objective import objective, surrogates_of, targets_of, utility_at
 from tasks.problems.shape import (
     ALL,
     CHOICE_FILE,
@@ -27,9 +29,10 @@ from tasks.problems.shape import (
     VERDICT,
     arm_seeds,
 )
-from tasks.surrogate import calibrated, extrapolation, finite, predicted_change
+from tasks.surrogate import extrapolation, finite, predicted_change
 
 if TYPE_CHECKING:
+    from optimize.aim import Aimed
     from optimize.averaged import MeanDatamodel
     from optimize.bent import BentDatamodel
     from optimize.curve import SizeCurve
@@ -38,11 +41,15 @@ BoolArray = NDArray[np.bool_]
 
 
 def check(plan: Blueprint, problem: SelectSpec) -> None:
-    """Refuse what no choice of rows can satisfy, and objectives that are none.
+    """Refuse what no choice of rows can satisfy, objectives that are none, and arms of no rows.
 
     Raises:
-        InfeasibleProblem: The size, the quotas or the output make no sense for these rows.
-        NotFound: A quota names no class of the data.
+        InfeasibleProblem: Constraints conflict, or the output or an arm makes no sense here.
+        NotFound: A quota or a budget names no class, column or value of the data.
+        DataError: Some row has no cost.
+        QueryError: A set of rows to choose, or to leave out, cannot be used.
+        ShapeError: Texts are to be compared by cosine.
+        RecipeError: The model has no hidden layer for an arm.
     """
     from optimize.problem import Selection
     from optimize.select import refuse_conflicts
@@ -54,42 +61,35 @@ def check(plan: Blueprint, problem: SelectSpec) -> None:
             "a higher prediction is not a better one; give it output = 'squared_error'"
         )
     try:
-        refuse_conflicts(Selection(utility=np.zeros(plan.n_train), **_bounds(plan, problem)))
+        refuse_conflicts(Selection(utility=np.zeros(plan.n_train), **bounds_of(plan, problem)))
     except InfeasibleProblem as error:
         raise InfeasibleProblem(f"problem '{problem.name}': {error}") from None
+    refuse_arms(plan, problem)
 
 
 def solve(plan: Blueprint, problem: SelectSpec, key: str) -> Manifest:
-    """Choose the rows that raise the mean output over the targets most."""
-    from optimize.curve import size_grid
+    """Choose the rows that make the outputs over the targets best, within all constraints."""
     from optimize.select import select
 
-    check(plan, problem)
     output = plan.output(plan.spec.attribution_named(problem.uses))
-    linear = calibrated(plan, plan.spec.attribution_named(problem.uses), problem.targets)
-    surrogate = linear.averaged()
-    utility = (-1.0 if output in FALLING else 1.0) * surrogate.weights[0]
-    bounds, made, curve, told = _bounds(plan, problem), None, None, ""
+    targets = targets_of(plan, problem)
+    surrogates = surrogates_of(plan, problem, targets)
+    stated, bounds = objective(problem, surrogates, output), bounds_of(plan, problem)
+    made, curve, told = None, None, ""
     if problem.aimed:
-        found, made = aimed_for(plan, problem, linear)
+        found, made = aimed_for(plan, problem, *targets)
         if problem.size == "best":
-            demanded = sum(sum(each.minimum.values()) for each in bounds["partitions"])
-            least = max(linear.sizes[0], demanded)
-
-            def choose(values: NDArray[np.float64], size: int) -> BoolArray:
-                return select(values, **(bounds | {"size": size})).choice
-
-            sizes = size_grid(min(least, bounds["size"]), bounds["size"])
-            by, curve = curve_of(plan, problem, found, made, choose=choose, sizes=sizes)
+            known = targets.surrogate.sizes[0]
+            by, curve = _size_curve(plan, problem, found, made, bounds, smallest=known)
             bounds["size"], told = curve.best_size, f" {_size_sentence(by, curve)}"
-    solution = select(utility, **bounds)
+    solution = select(**stated, **bounds)
     made = made and made.without(solution.choice[None])
     judge = predictor(plan, problem, plan.spec.verdict.judge_on, made)
     warning = "" if made else extrapolation(plan, judge.weights[0], solution.choice)
     inputs = {"scores": plan.scores_key(plan.spec.attribution_named(problem.uses)) or ""}
     with plan.artifacts.seal(SOLUTION, key, version=VERSIONS[SOLUTION], inputs=inputs) as draft:
         np.save(draft.path / CHOICE_FILE, solution.choice)
-        np.save(draft.path / UTILITY_FILE, utility)
+        np.save(draft.path / UTILITY_FILE, utility_at(stated, solution.choice))
         if made:
             np.save(draft.path / MASKS_FILE, made.masks)
             np.save(draft.path / SEEDS_FILE, made.seeds)
@@ -103,11 +103,33 @@ def solve(plan: Blueprint, problem: SelectSpec, key: str) -> Manifest:
             "prices": dict(solution.prices),
             "sentence": f"{solution.sentence}{told}{warning}",
             "output": output,
-            "surrogate": finite(surrogate.diagnostics()),
+            "surrogate": finite(surrogates[0].diagnostics()),
             "predicted": predicted_change(plan, judge, solution.choice[None]),
             "curve": curve_facts(by, curve) if curve else None,
         }
     return draft.manifest
+
+
+def _size_curve(
+    plan: Blueprint,
+    problem: SelectSpec,
+    found: "Aimed",
+    made: Rows,
+    bounds: dict[str, Any],
+    *,
+    smallest: int,
+) -> "tuple[str, SizeCurve]":
+    """The curve over the sizes that the constraints allow and the bank can tell of."""
+    from optimize.curve import size_grid
+    from optimize.select import select
+
+    most, least = (select(np.full(plan.n_train, sign), **bounds).size for sign in (1.0, -1.0))
+
+    def choose(values: NDArray[np.float64], size: int) -> BoolArray:
+        return select(values, **(bounds | {"size": size})).choice
+
+    sizes = size_grid(min(max(smallest, least), most), most)
+    return curve_of(plan, problem, found, made, choose=choose, sizes=sizes)
 
 
 def _size_sentence(output: str, curve: "SizeCurve") -> str:
@@ -123,7 +145,7 @@ def judge(plan: Blueprint, problem: SelectSpec, key: str) -> Manifest:
     solution = plan.sealed("solution", plan.solution_key(problem))
     folder = plan.artifacts.folder(solution)
     suffix, drawn = arm_seeds(plan, plan.spec.verdict.seeds)
-    masks = _masks(plan, np.load(folder / CHOICE_FILE), suffix)
+    masks = masks_of(plan, problem, np.load(folder / CHOICE_FILE), suffix)
     stacked, seeds = np.concatenate(list(masks.values())), np.tile(drawn, len(masks))
     names = retrained(plan, stacked, seeds)
     logits = logits_of(plan, names)
@@ -141,26 +163,6 @@ def judge(plan: Blueprint, problem: SelectSpec, key: str) -> Manifest:
             "origins": [f"{VERDICT}:{arm}" for arm in masks for _ in drawn],
         }
     return draft.manifest
-
-
-def _masks(plan: Blueprint, choice: BoolArray, suffix: tuple[int, ...]) -> dict[str, BoolArray]:
-    """Subsets of each arm: bool [seeds, n_train]."""
-    from attribution.streams import Purpose, stream
-    from optimize.select import balanced_subset, random_subset
-
-    size, repeats = int(choice.sum()), plan.spec.verdict.seeds
-    labels = plan.dataset.train.targets
-    masks = {CHOSEN: np.tile(choice, (repeats, 1))}
-    for arm in plan.spec.verdict.arms:
-        keys = ((arm == "balanced", repeat, *suffix) for repeat in range(repeats))
-        draws = [stream(plan.spec.seed, Purpose.ARMS, *key) for key in keys]
-        if arm == ALL:
-            masks[arm] = np.ones((repeats, len(choice)), dtype=bool)
-        elif arm == "random":
-            masks[arm] = np.stack([random_subset(len(choice), size, draw) for draw in draws])
-        else:
-            masks[arm] = np.stack([balanced_subset(labels, size, draw) for draw in draws])
-    return masks
 
 
 def compare(
@@ -183,7 +185,7 @@ def compare(
     place = {arm: row for row, arm in enumerate(masks)}
     records = []
     for arm, row in place.items():
-        same = arm in (ALL, CHOSEN)
+        same = arm in FIXED
         unchanged = arm == ALL
         records.append(
             {
@@ -206,24 +208,7 @@ def compare(
     return records
 
 
-def _bounds(plan: Blueprint, problem: SelectSpec) -> dict[str, Any]:
-    """Size and quotas of a problem, by class index, as the solver takes them."""
-    from optimize.problem import Partition
-
-    classes = plan.dataset.classes
-    for name in problem.quotas:
-        if name not in classes:
-            hint = nearest(name, classes) or "; the classes are " + ", ".join(classes)
-            raise NotFound(f"problem '{problem.name}': there is no class '{name}'{hint}")
-    quotas = {classes.index(name): quota for name, quota in problem.quotas.items()}
-    least = {group: q.min for group, q in quotas.items() if q.min is not None}
-    most = {group: q.max for group, q in quotas.items() if q.max is not None}
-    labels, names = plan.dataset.train.targets, dict(enumerate(classes))
-    partitions = [Partition("class", labels, least, most, names)] if quotas else []
-    rows = problem.rows(plan.n_train)
-    if problem.size == "best":
-        counts = np.bincount(labels) if quotas else np.array([rows])
-        for group, rows_allowed in most.items():
-            counts[group] = min(counts[group], rows_allowed)
-        rows = int(counts.sum())
-    return {"size": rows, "partitions": partitions}
+def bounds_of(plan: Blueprint, problem: SelectSpec) -> dict[str, Any]:
+    """Size, quotas, budgets and rows of a problem, as the solver takes them."""
+    duplicates = duplicates_of(plan.dataset, problem)
+    return plan.limits(problem).options() | {"duplicates": duplicates}

@@ -67,7 +67,7 @@ name = "clean"
 uses = "published"
 targets = "queries"
 size = 0.9
-quotas = { 3 = { min = 10, max = 200 }, 8 = { min = 10 } }
+quotas = { class = { 3 = { min = 10, max = 200 }, 8 = { min = 10 } } }
 
 [verdict]
 seeds = 3

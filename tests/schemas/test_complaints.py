@@ -61,7 +61,10 @@ def problems(text: str) -> tuple[str, ...]:
         ("verdict.seeds = 1", "verdict.seeds: found 1; write a number of at least 2"),
         (
             "verdict.arms = ['all', 'equal']",
-            "verdict.arms[1]: found 'equal'; write 'all', 'random' or 'balanced'",
+            (
+                "verdict.arms[1]: found 'equal'; write 'all', 'random', 'balanced', "
+                "'highest_loss', 'lowest_loss', 'similar' or 'clean'"
+            ),
         ),
         (
             "verdict.arms = ['random']",
@@ -315,7 +318,7 @@ def test_a_method_has_its_own_options_only() -> None:
         (
             "size = 1000",
             "size = 1.5",
-            "problem[0].size: found 1.5; write a whole number or a number less than 1 or 'best'",
+            "problem[0].size: found 1.5; write a whole number or a number less than 1 or a table",
         ),
         ("size = 1000", "", "problem[0].size: missing; add it, as in size = 1000"),
         (
@@ -333,23 +336,73 @@ def test_a_method_has_its_own_options_only() -> None:
         ),
         (
             "size = 1000",
-            "size = 1000\nquotas = { 3 = { mim = 1 } }",
-            "problem[0].quotas.3.mim: unknown key; did you mean 'min'?",
+            "size = 1000\nquotas = { class = { 3 = { mim = 1 } } }",
+            "problem[0].quotas.class.3.mim: unknown key; did you mean 'min'?",
         ),
         (
             "size = 1000",
-            "size = 1000\nquotas = { 3 = {} }",
-            "problem[0].quotas.3: an empty quota; write { min = ... }, { max = ... } or both",
+            "size = 1000\nquotas = { class = { 3 = {} } }",
+            "problem[0].quotas.class.3: an empty quota; write { min = ... }, { max = ... } or both",
         ),
         (
             "size = 1000",
-            "size = 1000\nquotas = { 3 = { min = 5, max = 4 } }",
-            "problem[0].quotas.3.min: 5 is above max = 4; swap them",
+            "size = 1000\nquotas = { class = { 3 = { min = 5, max = 4 } } }",
+            "problem[0].quotas.class.3.min: 5 is above max = 4; swap them",
         ),
         (
             "size = 1000",
-            "size = 1000\nquotas = { 3 = { min = 600 }, 4 = { min = 500 } }",
-            "problem[0].quotas: they ask for 1100 rows, size is 1000; lower them",
+            "size = 1000\nquotas = { class = { 3 = { min = 600 }, 4 = { min = 500 } } }",
+            "problem[0].quotas.class: they ask for 1100 rows, size is 1000; lower them",
+        ),
+        (
+            "size = 1000",
+            "size = 1000\nquotas = { 3 = { min = 10 } }",
+            "problem[0].quotas.3: quotas are by column; write { class = { 3 = { ... } } }",
+        ),
+        (
+            "size = 1000",
+            "size = { max = 90 }\nquotas = { site = { a = { min = 60 }, b = { min = 40 } } }",
+            "problem[0].quotas.site: they ask for 100 rows, size is 90; lower them",
+        ),
+        (
+            "size = 1000",
+            "size = 1000\nbudget = [{ column = 'a', most = 9 }, { column = 'a', most = 8 }]",
+            "problem[0].budget: 'a' is given twice; leave one out",
+        ),
+        (
+            "size = 1000",
+            "size = 1000\nbudget = { column = 'tokens', most = 9, least = 3 }",
+            "problem[0].budget.least: unknown key; choose 'column' or 'most'",
+        ),
+        (
+            "size = 1000",
+            "size = 1000\ninclude = 'paid'",
+            "problem[0].include: there is no set 'paid'; choose 'holdout' or 'queries'",
+        ),
+        (
+            "size = 1000",
+            "size = 1000\ntargets = { queries = 1, query = 2 }",
+            "problem[0].targets: there is no set 'query'; did you mean 'queries'?",
+        ),
+        (
+            "size = 1000",
+            "size = 1000\ntargets = { queries = 0 }",
+            "problem[0].targets.queries: found 0; write a number greater than 0",
+        ),
+        (
+            "size = 1000",
+            "size = { max = 90, mix = 3 }",
+            "problem[0].size.mix: unknown key; did you mean 'min'?",
+        ),
+        (
+            "size = 1000",
+            "size = 1000\ncombine = 'worst'",
+            "problem[0].combine: 'worst' is of several sets; name two or more in targets",
+        ),
+        (
+            "size = 1000",
+            "size = 1000\nduplicates = 1.2",
+            "problem[0].duplicates: found 1.2; write 'keep' or 'content' or a number of at most 1",
         ),
         ('"select"', '"selekt"', "problem[0].kind: found 'selekt'; did you mean 'select'?"),
     ],
@@ -437,8 +490,8 @@ def test_two_names_for_the_same_query_do_not_make_a_holdout() -> None:
             ),
         ),
         (
-            REGRESSION + PROBLEM + "quotas = { 1 = { min = 3 } }",
-            "problem[0].quotas: a regression has no classes; leave quotas out",
+            REGRESSION + PROBLEM + "quotas = { class = { 1 = { min = 3 } } }",
+            "problem[0].quotas.class: a regression has no classes; leave the quotas of 'class' out",
         ),
     ],
 )

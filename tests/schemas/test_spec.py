@@ -46,7 +46,7 @@ def test_every_key_of_a_full_spec_arrives(tmp_path: Path) -> None:
     assert spec.model.options == {"hidden": [128, 64], "activation": "tanh"}
     assert (spec.bank.models, spec.bank.alpha, spec.bank.subsets) == (48, (0.5, 0.75), 8)
     assert spec.attribution_named("published").projection.dim == 512
-    assert spec.problem[0].quotas["3"].max == 200
+    assert spec.problem[0].quotas["class"]["3"].max == 200
     assert spec.compute.memory_bytes == 3 * 2**29
 
 

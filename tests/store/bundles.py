@@ -104,6 +104,10 @@ def bundle(
                  position=int(order[i]))
             for i in range(N_TRAIN)
         ],
+        "solution_prices": [
+            dict(solution_id=f"s-{run_id}", constraint_name=name, price=price)
+            for name, price in (("size", 0.25), ("class ant", -0.5))
+        ],
         "verdicts": [
             dict(verdict_id=f"v-{run_id}-{arm}", run_id=run_id, solution_id=f"s-{run_id}",
                  arm=arm, n_rows=10, seeds=2, accuracy=0.9, output="margin", value=1.0,

@@ -52,6 +52,7 @@ def test_the_published_names_are_these() -> None:
         "latest_solution",
         "lds_by_method",
         "mislabel_candidates",
+        "prices_by_constraint",
         "selected_examples",
         "values_by_source",
     }
