@@ -26,7 +26,7 @@ from pydantic import (
 
 from schemas.complaints import complaints
 from schemas.errors import SpecError
-from schemas.frozen import Frozen, Name, nearest, refusal, refuse
+from schemas.frozen import IDENTIFIER, Frozen, Name, nearest, refusal, refuse
 from schemas.methods import (
     OUTPUTS_OF_TASK,
     AttributionSpec,

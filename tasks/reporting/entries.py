@@ -73,6 +73,8 @@ def entries(findings: Findings, spec_text: str) -> tuple[Entry, tuple[Entry, ...
     if findings.seconds is not None:
         metrics.append(("run.seconds", findings.seconds, 0))
     tags = shared | {NOTE_TAG: "\n\n".join(note), "winnow.kind": "run"}
+    if findings.answers and findings.answers[0].prices:
+        tags["winnow.constraints"] = ", ".join(sorted(findings.answers[0].prices))[:PARAM_LENGTH]
     if len(findings.answers) == 1 and findings.answers[0].arms:
         said = confirmed(findings.answers[0])
         tags["winnow.verdict"] = {True: "confirmed", False: "not confirmed", None: "not judged"}[
@@ -238,6 +240,11 @@ def _tracing_entry(tracing: Tracing, arm: TracedArm, shared: Mapping[str, str]) 
 
 def _answer_metrics(answer: Answer) -> Metrics:
     metrics: Metrics = [("solution.gap", answer.gap, 0)]
+    # Names are the spec's, metrics are declared: the step is the place among the names, sorted.
+    metrics += [
+        ("solution.price", answer.prices[name], step)
+        for step, name in enumerate(sorted(answer.prices))
+    ]
     if answer.detection is not None:
         found = answer.detection
         metrics += [

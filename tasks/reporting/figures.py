@@ -28,6 +28,7 @@ from tasks.reporting.canvas import (
     plain,
     png,
 )
+from tasks.reporting.findings import ARM_ORDER, ORACLES
 
 __all__ = [
     "Interval",
@@ -40,7 +41,6 @@ __all__ = [
     "predicted_against_observed",
 ]
 
-ARM_ORDER = ("chosen", "all", "random", "balanced")
 MAX_BARS = 8  # features shown for a row that is not a picture
 HERO_BYTES = 200_000
 
@@ -259,8 +259,9 @@ def _arms_title(results: Mapping[str, Interval], measure: str) -> str:
     if "chosen" not in results or len(results) < 2:
         return f"{measure.capitalize()} of each arm"
     floor = bounded(results["chosen"])[1]
-    beaten = [arm for arm in results if arm != "chosen" and floor > bounded(results[arm])[2]]
-    if len(beaten) == len(results) - 1:
+    controls = [arm for arm in results if arm not in ("chosen", *ORACLES)]
+    beaten = [arm for arm in controls if floor > bounded(results[arm])[2]]
+    if len(beaten) == len(controls):
         return "The chosen rows train a better model\nthan every control"
     if beaten:
         return f"The chosen rows beat {' and '.join(beaten)}"

@@ -6,9 +6,9 @@ Everything is optional that a spec may leave out: a problem, a verdict, true lab
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,12 @@ from tasks.reporting.intervals import Interval
 from tasks.reporting.tracing import QUERIES_SHOWN, ROWS_SHOWN, Tracing, tracings_of
 from tasks.reporting.worth import Valuation, valuations_of
 
+# How reports and pictures list the arms of a verdict; others follow by name.
+ARM_ORDER = (
+    "chosen", "all", "random", "balanced", "similar", "highest_loss", "lowest_loss", "clean",
+)  # fmt: skip
+# What no method could choose: a ceiling, and no control that a choice must beat.
+ORACLES = ("clean",)
 WORST_KEPT = 12  # enough for a gallery; the terminal shows fewer
 
 
@@ -123,6 +129,7 @@ class Answer:
     detection: Detection | None
     arms: tuple[Arm, ...]
     unlearning: Unlearning | None = None
+    prices: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -328,6 +335,10 @@ def _answers(source: Source, run_id: str, dataset: str) -> tuple[Answer, ...]:
                 detection=detection(-utility, wrong.to_numpy().astype(bool), ~chosen),
                 arms=tuple(arms.get(key, ())),
                 unlearning=forgotten.get(key),
+                prices={
+                    each["constraint_name"]: each["price"]
+                    for each in _rows(source, "solution_prices", solution=key)
+                },
             )
         )
     return tuple(answers)

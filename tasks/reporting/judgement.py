@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from tasks.reporting.findings import Answer, Arm
+from tasks.reporting.findings import ORACLES, Answer, Arm
 from tasks.reporting.forgetting import is_forgotten
 from tasks.reporting.tracing import RANDOM, TracedArm
 from tasks.reporting.wording import advantage, signed_interval
@@ -27,9 +27,9 @@ def is_confirmed(arms: Sequence[Arm]) -> bool | None:
     """Whether the chosen rows beat every control beyond the noise; None if that was not measured.
 
     Confirmed means that each 95 % interval of (chosen - arm) lies above zero. One arm that is not
-    clearly beaten is enough for "not confirmed".
+    clearly beaten is enough for "not confirmed"; an oracle is no control.
     """
-    controls = [arm for arm in arms if arm.name != "chosen"]
+    controls = _controls(arms)
     known = [arm.advantage for arm in controls if arm.advantage and arm.advantage.is_known]
     if not known or len(known) < len(controls):
         return None
@@ -41,12 +41,25 @@ def verdict_sentence(arms: Sequence[Arm]) -> str:
     chosen = next((arm for arm in arms if arm.name == "chosen"), None)
     if chosen is None:
         return ""
-    return _against_controls(arms) + _against_prediction(chosen)
+    return _against_controls(arms) + _against_oracles(arms) + _against_prediction(chosen)
+
+
+def _controls(arms: Sequence[Arm]) -> list[Arm]:
+    return [arm for arm in arms if arm.name not in ("chosen", *ORACLES)]
+
+
+def _against_oracles(arms: Sequence[Arm]) -> str:
+    return "".join(
+        f" The oracle {arm.name!r} ({arm.n_rows:,} rows) is a ceiling: chosen - oracle is "
+        f"{advantage(arm)}."
+        for arm in arms
+        if arm.name in ORACLES and arm.advantage is not None
+    )
 
 
 def _against_controls(arms: Sequence[Arm]) -> str:
     confirmed = is_confirmed(arms)
-    controls = [arm for arm in arms if arm.name != "chosen"]
+    controls = _controls(arms)
     if confirmed is None:
         return "Not judged: some arm has no interval (it takes two or more seeds for one)."
     if confirmed:

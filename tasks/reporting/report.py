@@ -25,6 +25,7 @@ from rich.text import Text
 from schemas.methods import FALLING
 from store.workspace import locate_workspace
 from tasks.reporting.findings import (
+    ARM_ORDER,
     Answer,
     Arm,
     Findings,
@@ -41,6 +42,7 @@ from tasks.reporting.forgetting_table import (
     explained,
 )
 from tasks.reporting.judgement import confirmed, judgement, verdict_sentence
+from tasks.reporting.prices_table import has_prices, priced, prices_table
 from tasks.reporting.tracing_table import (
     query_table,
     tracing_sentences,
@@ -63,7 +65,6 @@ from tasks.reporting.worth_table import section_title, sentences, worth_table
 
 ROWS_SHOWN = 5
 WIDTH = 96
-ARM_ORDER = ("chosen", "all", "random", "balanced")
 
 
 def render_summary(published_path: Path, run_id: str | None = None) -> RenderableType:
@@ -115,6 +116,9 @@ def render(findings: Findings) -> RenderableType:
             parts += _diagnosis(answer)
             continue
         parts += _choice(answer)
+        if has_prices(answer):
+            parts += _section("What the constraints cost", priced(answer))
+            parts.append(_indented(prices_table(answer)))
         if answer.arms:
             parts += _arms(answer)
             parts += _changes(answer)

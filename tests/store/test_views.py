@@ -157,3 +157,12 @@ def test_detection_is_one_row_a_training_example(published: Path) -> None:
     np.testing.assert_allclose(found.harm, -scores().mean(axis=0), rtol=1e-6)
     np.testing.assert_array_equal(found.self_influence, 0.5)
     assert {row["example_id"] for row in harmful} == set(CORRUPTED)
+
+
+def test_prices_of_the_latest_run_come_first_and_the_dearest_before_others(
+    published: Path,
+) -> None:
+    rows = ask(published, "SELECT solution_id, constraint_name, price FROM prices_by_constraint")
+    assert [row["solution_id"] for row in rows] == ["s-r2", "s-r2", "s-r1", "s-r1"]
+    assert [row["constraint_name"] for row in rows[:2]] == ["class ant", "size"]
+    assert rows[0]["price"] == -0.5

@@ -95,6 +95,11 @@ def write_published(path: Path, *, run_id: str = "run-1", accuracy: float = 0.95
         "'optimal', 30, 40, 1.0, 1.0, 0.0, 0.5, 0.3, 0.7, 'queries', '')",
         {"run": run_id},
     )
+    run(
+        connection,
+        "INSERT INTO solution_prices VALUES ('solution-1', 'size', -0.01), "
+        "('solution-1', 'source web', 0.25), ('solution-1', 'tokens', 0.0)",
+    )
     arms = (
         ("all", 40, accuracy - 0.05, 0.05, 0.0),
         ("random", 30, accuracy - 0.06, 0.06, -0.2),

@@ -73,6 +73,7 @@ def test_the_report_of_a_published_run_says_all_five_things(published: Path) -> 
     assert "Of the 4 wrong labels, 4 are among the dropped rows: recall 100%" in text
     assert "95.0 [94.0, 96.0]" in text
     assert "+5.0 [+4.0, +6.0]" in text
+    assert "source web +0.2500 size -0.0100 one less would help tokens" in text
     assert "+0.55 [+0.40, +0.70] +0.60 [+0.50, +0.70]" in text
     assert "Confirmed: models trained on the chosen rows beat every control" in text
     assert "0.310 [0.280, 0.340] 0.55" in text
@@ -251,3 +252,18 @@ def test_commands_name_the_workspace_only_where_they_must(tmp_path: Path, monkey
     assert "--workspace" not in squeezed(beside)
     below = replace(FINDINGS, path=tmp_path / "my specs" / ".winnow" / "winnow.duckdb")
     assert "winnow ui --workspace 'my specs/.winnow' # for" in squeezed(below)
+
+
+def test_a_selection_that_only_a_size_binds_has_no_table_of_prices(published: Path) -> None:
+    assert "WHAT THE CONSTRAINTS COST" in summary_text(read_findings(published))
+    assert "WHAT THE CONSTRAINTS COST" not in summary_text(with_answer(prices={"size": 0.1}))
+
+
+def test_an_oracle_is_a_ceiling_and_no_control() -> None:
+    beaten, oracle = arm("random", 0.905, 0.057, -0.21), arm("clean", 0.98, -0.018, 0.7)
+    chosen = arm("chosen", 0.962, None, 0.61)
+    assert is_confirmed((beaten, oracle, chosen))
+    said = verdict_sentence((beaten, oracle, chosen))
+    assert "Confirmed: models trained on the chosen rows beat every control" in said
+    assert "The oracle 'clean' " in said
+    assert is_confirmed((beaten, replace(oracle, name="all"), chosen)) is False
