@@ -5,7 +5,7 @@ from rich.table import Table
 
 from schemas.methods import FALLING
 from tasks.reporting.findings import Answer
-from tasks.reporting.wording import cell, signed, texts
+from tasks.reporting.wording import cell, texts
 
 # The dearest constraints are shown; SQL has them all.
 SHOWN = 12
@@ -16,14 +16,14 @@ def has_prices(answer: Answer) -> bool:
     return bool(set(answer.prices) - {"size"})
 
 
-def priced(answer: Answer) -> list[str]:
-    """What the table cannot say, in sentences."""
+def priced(answer: Answer) -> str:
+    """What the table cannot say."""
     falls = " (a gain is a fall)" if answer.output in FALLING else ""
-    return [
+    return (
         f"Predicted gain of the mean {answer.output} on '{answer.targets}'{falls} if a limit were "
         "one looser. Of rows that must be chosen or left out, and of duplicates, it is the gain if "
         "all of them were free."
-    ]
+    )
 
 
 def prices_table(answer: Answer) -> Table:
@@ -34,8 +34,8 @@ def prices_table(answer: Answer) -> Table:
     table.add_column("")
     ordered = sorted(answer.prices.items(), key=lambda entry: (-abs(entry[1]), entry[0]))
     for name, price in ordered[:SHOWN]:
-        told = "does not bind" if not price else "" if price > 0 else "one less would help"
-        table.add_row(*texts(cell(name), signed(price), told))
+        told = "does not bind" if not price else "" if price > 0 else "it costs"
+        table.add_row(*texts(cell(name), f"{price:+.3g}", told))
     if len(ordered) > SHOWN:
         table.add_row(f"and {len(ordered) - SHOWN} more")
     return table

@@ -117,7 +117,7 @@ def render(findings: Findings) -> RenderableType:
             continue
         parts += _choice(answer)
         if has_prices(answer):
-            parts += _section("What the constraints cost", priced(answer))
+            parts += _section("What the constraints cost", [priced(answer)])
             parts.append(_indented(prices_table(answer)))
         if answer.arms:
             parts += _arms(answer)

@@ -100,6 +100,25 @@ def cell(row: int, column: int, value: str) -> Callable[[Path], None]:
     return change
 
 
+def sold(problem: str) -> Callable[[Path], None]:
+    """Rows from two shops at 5 cents each, and a problem."""
+
+    def change(folder: Path) -> None:
+        head, *table = rows()
+        shops = [[*row, ("mill", "inn")[i % 3 == 0], "5"] for i, row in enumerate(table)]
+        write_rows(folder, [[*head, "shop", "cents"], *shops])
+        where = "SELECT example_id FROM examples WHERE split = 'train'"
+        sets = [
+            f"{name} = \"{where} AND metadata->>'shop' = '{name}'\"" for name in ("mill", "inn")
+        ]
+        listed = "\n".join(["[sets]", *sets, f'both = "{where}"'])
+        replace('id = "id"', 'id = "id"\nmetadata = ["shop", "cents"]')(folder)
+        replace("[sets]", listed)(folder)
+        replace("size = 20", problem)(folder)
+
+    return change
+
+
 def recipe(body: str, build: str = "build") -> Callable[[Path], None]:
     def change(folder: Path) -> None:
         (folder / "recipe.py").write_text(textwrap.dedent(body))
@@ -131,12 +150,48 @@ WRONG = {
     "a single class": (one_class, "class"),
     "a size over the pool": (replace("size = 20", "size = 2000"), "larger than the pool"),
     "a quota for no class": (
-        replace("size = 20", "size = 20\nquotas = { c = { min = 3 } }"),
+        replace("size = 20", "size = 20\nquotas = { class = { c = { min = 3 } } }"),
         "no class 'c'",
     ),
     "quotas in conflict": (
-        replace("size = 20", "size = 20\nquotas = { a = { max = 5 }, b = { max = 5 } }"),
+        replace("size = 20", "size = 20\nquotas.class = { a = { max = 5 }, b = { max = 5 } }"),
         "at most 10 rows",
+    ),
+    "quotas without a column": (
+        replace("size = 20", "size = 20\nquotas = { a = { max = 5 } }"),
+        "quotas are by column; write { class = { a = { ... } } }",
+    ),
+    "a quota by no column": (
+        sold("size = 20\nquotas = { shops = { mill = { max = 5 } } }"),
+        "there is no metadata column 'shops'; did you mean 'shop'?",
+    ),
+    "a quota for no source": (
+        sold("size = 20\nquotas = { shop = { hill = { max = 5 } } }"),
+        "there is no shop 'hill'; there are inn, mill",
+    ),
+    "a quota and what must be left out": (
+        sold("size = 20\nexclude = 'mill'\nquotas = { shop = { mill = { min = 1 } } }"),
+        "these cannot all hold: shop mill needs at least 1 of its ",
+    ),
+    "a budget that the size breaks": (
+        sold("size = 20\nbudget = { column = 'cents', most = 99 }"),
+        "cents may be at most 99, the rest costs at least 100",
+    ),
+    "a budget of what is no number": (
+        sold("size = 20\nbudget = { column = 'shop', most = 99 }"),
+        "; give a number, 0 or more",
+    ),
+    "rows that must and must not be chosen": (
+        sold("size = 20\ninclude = 'mill'\nexclude = ['inn', 'both']"),
+        "must be chosen",
+    ),
+    "test rows to choose": (
+        sold("size = 20\ninclude = 'queries'"),
+        "only what is trained on can be chosen",
+    ),
+    "an oracle without wrong labels": (
+        replace("size = 20", "size = 20\n[verdict]\narms = ['all', 'clean']"),
+        "no label is known to be wrong",
     ),
     "an unknown set": (replace("size = 20", 'size = 20\ntargets = "query"'), "queries"),
     "a solver that sees its judge": (

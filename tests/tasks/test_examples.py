@@ -90,3 +90,28 @@ def test_pictures_with_a_wrong_caption_are_dropped(tmp_path: Path) -> None:
     assert wrong.sum() == pytest.approx(dropped.sum(), abs=1)
     # By chance one dropped row in ten is wrong.
     assert wrong[dropped].mean() > 0.3
+
+
+def test_a_purchase_keeps_to_quotas_budget_sets_and_copies(tmp_path: Path) -> None:
+    plan = run_smaller("purchase", tmp_path, models=24, epochs=10, seeds=2)
+    (problem,) = plan.spec.selections
+    rows = run_sql(
+        plan.workspace.published,
+        "SELECT metadata->>'vendor', metadata->>'owned', metadata->>'licence', "
+        "(metadata->>'cents')::INTEGER, target, chosen "
+        "FROM solution_rows JOIN examples USING (example_id) ORDER BY example_id",
+        limit=None,
+    ).rows
+    vendor, owned, licence, cents, tree, chosen = (
+        np.array(part) for part in zip(*rows, strict=True)
+    )
+    assert 60 <= chosen.sum() <= 120
+    assert cents[chosen].sum() <= problem.budgets[0].most
+    assert chosen[owned == "yes"].all()
+    assert not chosen[licence == "none"].any()
+    assert (vendor[chosen] == "dune").sum() <= 20
+    assert 2 <= (vendor[chosen] == "echo").sum() <= 10
+    assert min(np.unique(tree[chosen], return_counts=True)[1]) >= 25
+    inputs = np.asarray(plan.dataset.train.inputs)
+    assert len(np.unique(inputs, axis=0)) < len(inputs)
+    assert len(np.unique(inputs[chosen], axis=0)) == chosen.sum()
