@@ -170,7 +170,7 @@ WRONG = {
         "there is no shop 'hill'; there are inn, mill",
     ),
     "a quota and what must be left out": (
-        sold("size = 20\nexclude = 'mill'\nquotas = { shop = { mill = { min = 1 } } }"),
+        sold("size = 3\nexclude = 'mill'\nquotas = { shop = { mill = { min = 1 } } }"),
         "these cannot all hold: shop mill needs at least 1 of its ",
     ),
     "a budget that the size breaks": (
