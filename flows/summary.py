@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 from flows import terminal
 from schemas.errors import NotFound
-from schemas.spec import LoadedSpec, UnlearnSpec, ValueSpec
+from schemas.spec import LoadedSpec, Quota, SelectSpec, UnlearnSpec, ValueSpec
 from store.connect import run_sql
 from store.workspace import Workspace
 from tasks.progress import Outcome, RunProgress, read_progress
@@ -52,9 +52,7 @@ def meaning(loaded: LoadedSpec) -> Iterator[tuple[str, str]]:
     for attribution in spec.attribution:
         yield f"attribution {attribution.name}", f"{attribution.method}, {attribution.output}"
     for problem in spec.selections:
-        size = f"{problem.size:.0%}" if isinstance(problem.size, float) else f"{problem.size} rows"
-        asked = f"{problem.kind} {size} for '{problem.targets}' by '{problem.uses}'"
-        yield f"problem {problem.name}", asked
+        yield f"problem {problem.name}", _selected(problem)
     for forgetting in spec.unlearnings:
         yield f"problem {forgetting.name}", _forgotten(forgetting)
     for traced in spec.traces:
@@ -70,6 +68,30 @@ def meaning(loaded: LoadedSpec) -> Iterator[tuple[str, str]]:
         judged = f"judged on '{spec.verdict.judge_on}'"
         arms = f"{spec.verdict.seeds} seeds each against {', '.join(spec.verdict.arms)}; "
         yield "verdict", f"{arms if spec.selections else ''}{judged}"
+
+
+def _selected(problem: SelectSpec) -> str:
+    match problem.size:
+        case float():
+            size = f"{problem.size:.0%}"
+        case Quota(min=least, max=most):
+            size = f"{least or 1} to {'all' if most is None else most} rows"
+        case _:
+            size = f"{problem.size} rows"
+    several = problem.combine if len(problem.weights) > 1 else ""
+    aims = " and ".join(f"'{name}'" for name in problem.weights)
+    bound = [
+        *(f"quotas by {column}" for column in problem.quotas),
+        *(f"{budget.column} up to {budget.most:g}" for budget in problem.budgets),
+        *(f"with '{name}'" for name in problem.included),
+        *(f"without '{name}'" for name in problem.excluded),
+    ]
+    if problem.duplicates != "keep":
+        bound.append("no duplicates")
+    if problem.caution:
+        bound.append(f"{problem.caution:g} sd of caution")
+    told = f"select {size} for {several and f'the {several} of '}{aims} by '{problem.uses}'"
+    return "; ".join([told, ", ".join(bound)]) if bound else told
 
 
 def _forgotten(problem: UnlearnSpec) -> str:

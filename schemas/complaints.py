@@ -70,7 +70,7 @@ def complaints(error: ValidationError, model: type[BaseModel], data: Any) -> tup
 def _is_outer(found: list[Any]) -> bool:
     """Whether errors of a value may stem from what is inside it."""
     kinds = [details["type"] for details in found]
-    return all(kind == "too_short" or kind.endswith("_type") for kind in kinds)
+    return all(kind in ("too_short", "literal_error") or kind.endswith("_type") for kind in kinds)
 
 
 def spelled(place: Place) -> str:

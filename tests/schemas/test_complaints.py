@@ -318,7 +318,10 @@ def test_a_method_has_its_own_options_only() -> None:
         (
             "size = 1000",
             "size = 1.5",
-            "problem[0].size: found 1.5; write a whole number or a number less than 1 or a table",
+            (
+                "problem[0].size: found 1.5; write a whole number or a number less than 1 or "
+                "'best' or a table"
+            ),
         ),
         ("size = 1000", "", "problem[0].size: missing; add it, as in size = 1000"),
         (

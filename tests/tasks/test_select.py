@@ -13,7 +13,7 @@ from tasks.constraints import duplicates_of
 from tasks.job import blueprint
 from tasks.preflight import open_job, preflight
 from tasks.problems.arms import masks_of, training_losses
-from tasks.problems.objective import objective, surrogates_of, utility_at
+from tasks.problems.objective import objective, surrogates_of, targets_of, utility_at
 from tasks.problems.select import bounds_of
 from tasks.score import load_scores
 from tests.tasks.pipeline import run_stages
@@ -60,6 +60,7 @@ name = "bound"
 kind = "select"
 uses = "trak"
 size = 40
+aimed = 0
 budget = [{ column = "grams", most = 180 }, { column = "rows", most = 60 }]
 include = "proven"
 duplicates = "content"
@@ -70,6 +71,7 @@ name = "worst"
 kind = "select"
 uses = "trak"
 size = { min = 30, max = 60 }
+aimed = 0
 targets = { queries = 1, hard = 3 }
 combine = "worst"
 caution = 0.5
@@ -80,7 +82,18 @@ name = "mean"
 kind = "select"
 uses = "trak"
 size = 0.5
+aimed = 12
 targets = { queries = 1, hard = 3 }
+
+[[problem]]
+name = "best"
+kind = "select"
+uses = "trak"
+size = "best"
+aimed = 24
+budget = { column = "grams", most = 250 }
+exclude = "barred"
+quotas = { class = { clay = { max = 30 } } }
 
 [verdict]
 seeds = 2
@@ -141,7 +154,7 @@ def test_a_choice_keeps_to_all_that_binds_it(done: Blueprint) -> None:
 def test_no_relaxation_of_the_constraints_is_better_than_the_bound(done: Blueprint) -> None:
     problem = done.spec.decision_named("bound")
     facts = done.sealed("solution", done.solution_key(problem)).facts
-    utility = surrogates_of(done, problem)[0].weights[0]
+    utility = surrogates_of(done, problem, targets_of(done, problem))[0].weights[0]
     bounds, groups = bounds_of(done, problem), duplicates_of(done.dataset, problem)
     assert groups is not None
     assert groups.max() + 1 < done.n_train
@@ -183,7 +196,7 @@ def test_prices_are_in_the_ledger_by_the_names_of_the_spec(done: Blueprint) -> N
 
 def test_the_mean_of_several_sets_weighs_each_by_its_weight(done: Blueprint) -> None:
     problem = done.spec.decision_named("mean")
-    (surrogate,) = surrogates_of(done, problem)
+    (surrogate,) = surrogates_of(done, problem, targets_of(done, problem))
     attribution = done.spec.attribution[0]
     scores = load_scores(done, attribution)
     shares = np.zeros(len(scores))
@@ -206,7 +219,7 @@ def test_the_worst_of_several_sets_counts_by_its_cautious_prediction(done: Bluep
     chosen = choice(done, "worst")
     assert 30 <= chosen.sum() <= 60
     assert not (column(done, "quarry") == "east")[chosen].any()
-    surrogates = surrogates_of(done, problem)
+    surrogates = surrogates_of(done, problem, targets_of(done, problem))
     stated = objective(problem, surrogates, "margin")
     values = [
         float(each.expect(chosen[None])[0, 0]) - 0.5 * spread.sd(chosen)
@@ -220,11 +233,29 @@ def test_the_worst_of_several_sets_counts_by_its_cautious_prediction(done: Bluep
     )
 
 
+def test_the_best_size_is_one_that_the_constraints_allow(done: Blueprint) -> None:
+    chosen = choice(done, "best")
+    problem = done.spec.decision_named("best")
+    curve = done.sealed("solution", done.solution_key(problem)).facts["curve"]
+    grams, barred = column(done, "grams").astype(float), column(done, "quarry") == "east"
+    clay = done.dataset.train.targets == done.dataset.classes.index("clay")
+    # The most rows are the lightest, clay among them only while there is room.
+    free = np.flatnonzero(~barred)
+    order = free[np.argsort(grams[free], kind="stable")]
+    order = order[~clay[order] | (np.cumsum(clay[order]) <= 30)]
+    most = int((np.cumsum(grams[order]) <= 250).sum())
+    assert max(curve["sizes"]) >= most
+    assert chosen.sum() == curve["best"]
+    assert grams[chosen].sum() <= 250
+    assert not barred[chosen].any()
+    assert clay[chosen].sum() <= 30
+
+
 def test_a_loss_is_to_fall_and_its_utility_is_the_effect_with_its_sign_changed(
     done: Blueprint,
 ) -> None:
     problem = done.spec.decision_named("worst").model_copy(update={"caution": 0.0})
-    surrogates = surrogates_of(done, problem)
+    surrogates = surrogates_of(done, problem, targets_of(done, problem))
     up, down = (objective(problem, surrogates, output) for output in ("margin", "loss"))
     np.testing.assert_array_equal(down["utility"], -up["utility"])
     np.testing.assert_array_equal(down["base"], -up["base"])
