@@ -35,7 +35,7 @@ def prices_table(answer: Answer) -> Table:
     ordered = sorted(answer.prices.items(), key=lambda entry: (-abs(entry[1]), entry[0]))
     for name, price in ordered[:SHOWN]:
         told = "does not bind" if not price else "" if price > 0 else "it costs"
-        table.add_row(*texts(cell(name), f"{price:+.3g}", told))
+        table.add_row(*texts(cell(name), f"{price:+.3g}" if price else "0", told))
     if len(ordered) > SHOWN:
         table.add_row(f"and {len(ordered) - SHOWN} more")
     return table

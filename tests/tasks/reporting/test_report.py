@@ -73,7 +73,7 @@ def test_the_report_of_a_published_run_says_all_five_things(published: Path) -> 
     assert "Of the 4 wrong labels, 4 are among the dropped rows: recall 100%" in text
     assert "95.0 [94.0, 96.0]" in text
     assert "+5.0 [+4.0, +6.0]" in text
-    assert "source web +0.25 size -0.01 it costs tokens +0 does not bind" in text
+    assert "source web +0.25 size -0.01 it costs tokens 0 does not bind" in text
     assert "+0.55 [+0.40, +0.70] +0.60 [+0.50, +0.70]" in text
     assert "Confirmed: models trained on the chosen rows beat every control" in text
     assert "0.310 [0.280, 0.340] 0.55" in text
