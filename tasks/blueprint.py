@@ -460,8 +460,8 @@ class Blueprint:
         version = VERSIONS["solution"]
         if isinstance(problem, TraceSpec):
             # What links queries and rows is metadata, of which the rows' own digests know nothing.
-            aims = self.sets.ids(problem.targets).tolist()
-            parts = (problem, scores, aims, self.dataset.facts.dataset_id)
+            traced = self.sets.ids(problem.targets).tolist()
+            parts = (problem, scores, traced, self.dataset.facts.dataset_id)
             return artifact_key("solution", version, *parts)
         names = (*target_sets(problem), self.spec.verdict.judge_on)
         aims: list[Any] = [self.sets.ids(name).tolist() for name in names]

@@ -126,8 +126,8 @@ class ExampleSets:
         if self._judged_apart or not (asked or "queries" in self._spec.sets):
             yield self._spec.verdict.judge_on
         # Last, so that a single query never tunes, and adds no set but its own.
-        for problem in self._spec.diagnoses:
-            yield problem.targets
+        for diagnosis in self._spec.diagnoses:
+            yield diagnosis.targets
 
     @property
     def _judged_apart(self) -> list[DecisionSpec]:
