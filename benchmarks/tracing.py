@@ -49,6 +49,13 @@ LENGTH = 20
 RATE = 0.02
 
 SUBJECT_FIRST, OBJECT_FIRST = "subject first", "object first"
+# Whose removal is compared, query by query.
+PAIRS = (
+    ("ekfac", "bm25"),
+    ("trak", "bm25"),
+    ("trak", "similarity"),
+    (SUBJECT_FIRST, OBJECT_FIRST),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,7 +250,7 @@ def print_removal(case: Case, own: Mapping[str, np.ndarray]) -> None:
         cells = [nats.mean(arm), *([nats.difference(arm)] if arm != RANDOM else [None])]
         cells += [shares.mean(arm), *([shares.difference(arm)] if arm != RANDOM else [None])]
         print(f"{arm:16}" + "".join(f"{_triple(cell, '+.3f'):26}" for cell in cells))
-    for one, other in (("trak", "bm25"), (SUBJECT_FIRST, OBJECT_FIRST)):
+    for one, other in PAIRS:
         print(f"{one} - {other}: {_triple(nats.difference(one, other), '+.3f')} nats")
 
 

@@ -67,7 +67,7 @@ def test_the_letters_that_are_chosen_are_a_clerks(tmp_path: Path) -> None:
 
 def test_the_rows_that_begin_with_the_person_taught_where_people_live(tmp_path: Path) -> None:
     """Both kinds of rows state it, so words in common cannot prefer the kind that is a cause."""
-    plan = run_smaller("facts", tmp_path, models=12, epochs=12, seeds=2, judged=6)
+    plan = run_smaller("facts", tmp_path, models=12, epochs=12, seeds=2, judged=4)
     kinds = """
         SELECT method, avg((metadata->>'first' = 'person')::INT) FROM (
             SELECT arm AS method, train_id FROM tracing_rows
