@@ -8,7 +8,7 @@ from schemas.errors import NotFound
 from schemas.frozen import digest_of, nearest
 from schemas.manifest import Manifest
 from schemas.questions import DebugSpec
-from schemas.spec import LoadedSpec
+from schemas.spec import LoadedSpec, attributions_of
 from store.workspace import Workspace
 from tasks.blueprint import Blueprint
 from tasks.job import Job, blueprint
@@ -37,7 +37,7 @@ def question(loaded: LoadedSpec, query: str, *, uses: str | None, seeds: int | N
     names = [attribution.name for attribution in spec.attribution]
     if uses is not None and uses not in names:
         raise NotFound(f"there is no attribution '{uses}'{nearest(uses, names)}")
-    used = uses or next((problem.uses for problem in spec.decisions), names[0])
+    used = uses or next((attributions_of(problem)[0] for problem in spec.decisions), names[0])
     asked: int | str = int(query) if query.isdigit() else query
     options = {} if seeds is None else {"seeds": seeds}
     for problem in spec.diagnoses:
