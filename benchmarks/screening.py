@@ -43,7 +43,7 @@ from optimize.poisoning.moves import random_flips
 from optimize.poisoning.search import Lens, worst_flips
 
 TRIGGER = {"digits": (8, 2), "fashion": (28, 3)}
-TENTHS = 1_000
+SUBSETS, SHARE = 1_000, 0.15
 
 
 def defend(setting: Setting) -> dict[tuple[str, str], np.ndarray]:
@@ -117,9 +117,11 @@ def screened(setting: Setting, train: Pair, budget: int) -> dict[str, np.ndarray
     halves, seeds, _ = draw_masks(n, 20, [0.5], 1, setting.seed)
     unseen = np.where(halves, np.nan, np.logaddexp(0, -margins(halves, seeds)))
     # A few poisons teach a trigger as well as many: only where they are few does each one count.
-    # Recall of the planted trigger on digits: 0.98 from tenths, 0.14 from halves.
-    tenths, seeds, _ = draw_masks(n, TENTHS, [0.1], 1, setting.seed)
-    effects, _ = empirical_influence(tenths, margins(tenths, seeds))
+    # Recall of the trigger on the first split of digits and of Fashion-MNIST: 0.96 and 0.97 from
+    # subsets of 15 % of the rows, 0.14 on digits from halves; 0 from tenths of the 1,000 images, on
+    # which a network learns little else.
+    small, seeds, _ = draw_masks(n, SUBSETS, [SHARE], 1, setting.seed)
+    effects, _ = empirical_influence(small, margins(small, seeds))
     support = self_supporting(effects, sizes=[budget], restarts=10, seed=setting.seed)
     harm = trak_scores(own, asked)
     return {
