@@ -4,7 +4,8 @@ Sentences of SST-2 by the mean of their words (`bag`), pieces of tinyshakespeare
 transformer over characters, and Fashion-MNIST by two towers with templated captions. For each, half
 of the rows is drawn again and again for models that judge and models that tune, a handful of
 checkpoints is trained on all rows, and each method's LDS stands beside the ceiling. Then the k rows
-that TRAK, and that similarity of representations, calls most helpful to a query are left out.
+that TRAK, and that similarity of representations, calls most helpful to a query are left out, and
+what that does to the query by one is paired with what it does by the other.
 
     WINNOW_DATA=... python -m benchmarks.modalities [sentences characters pictures]
 """
@@ -26,8 +27,8 @@ from attribution import attribute, lds
 from attribution.api import Scores
 from attribution.bank import RetrainBank, draw_masks, train_bank
 from attribution.models import build
-from attribution.removal import removal_curve
-from attribution.retraining import Retraining
+from attribution.retraining import Retraining, top_rows
+from attribution.statistics import mean_interval, welch_interval
 from attribution.streams import Purpose, stream
 from attribution.training import Recipe, train_models
 from benchmarks.problems import Size, fashion
@@ -35,7 +36,9 @@ from schemas.recipe import TextSpec
 from tasks.intake.tokens import next_tokens, tokenise
 
 Pair = tuple[np.ndarray, np.ndarray]
-JUDGING, TUNING, SEEDS = 30, 10, 2
+JUDGING, TUNING, SEEDS = 30, 20, 2
+# Random sets of k rows that all queries are compared with.
+CONTROLS = 10
 # Rows of another class than the query's score nothing: the better baseline where there are classes.
 SAME = "similarity, same class"
 GARMENTS = (
@@ -63,9 +66,9 @@ class Case:
     recipe: Recipe
     words: bool
     classes: bool = True
-    checkpoints: int = 3
-    removed: tuple[int, ...] = (30,)
-    removal_queries: int = 8
+    checkpoints: int = 5
+    removed: tuple[int, ...] = (10, 30, 100)
+    removal_queries: int = 40
 
 
 def sentences(folder: Path, n_train: int = 1_500, n_query: int = 80) -> Case:
@@ -86,6 +89,7 @@ def sentences(folder: Path, n_train: int = 1_500, n_query: int = 80) -> Case:
         model=partial(build, "bag", (40,), 2, vocabulary=1_000, width=16, hidden=[16]),
         recipe=Recipe(optimizer="adamw", lr=0.01, schedule="cosine", epochs=10, batch_size=50),
         words=True,
+        checkpoints=10,
     )
 
 
@@ -106,6 +110,8 @@ def characters(folder: Path, n_train: int = 600, n_query: int = 50) -> Case:
         recipe=Recipe(optimizer="adamw", lr=0.005, schedule="cosine", epochs=12, batch_size=20),
         words=True,
         classes=False,
+        removed=(10, 30),
+        removal_queries=24,
     )
 
 
@@ -122,6 +128,7 @@ def pictures(folder: Path, n_train: int = 1_500, n_query: int = 80) -> Case:
         model=partial(build, "two_tower", (784,), 10, **options),
         recipe=Recipe(lr=0.01, warmup=1, schedule="cosine", epochs=8, batch_size=50),
         words=False,
+        removed=(30,),
     )
 
 
@@ -189,23 +196,49 @@ def print_bakeoff(case: Case, states: list[Mapping[str, Any]]) -> dict[str, Scor
 
 
 def print_removal(case: Case, scores: Mapping[str, Scores]) -> None:
-    """What leaving out each query's most helpful rows does, beside random rows."""
+    """What leaving out each query's most helpful rows does, by one method, another, and both.
+
+    Both methods and the random sets of a size are one batch of retrainings, so that the methods
+    are compared on the same queries and against the same control.
+    """
     count = case.removal_queries
     queries = case.queries[0][:count], case.queries[1][:count]
     retraining = Retraining(
         model=case.model, train=case.train, queries=queries, training=case.recipe, seeds=SEEDS
     )
+    names = ("trak", SAME if case.classes else "similarity")
+    orders = [
+        top_rows(Scores(scores[name][:count], scores[name].record), retraining, helpful=True)
+        for name in names
+    ]
+    n_train = len(case.train[0])
     print(f"change of the {retraining.kept} against random removal of k rows, {count} queries")
-    for name in ("trak", SAME if case.classes else "similarity"):
+    for k in case.removed:
         started = time.perf_counter()
-        chosen = Scores(scores[name][:count], scores[name].record)
-        curve = removal_curve(chosen, retraining, sizes=case.removed)
+        random = [
+            stream(0, Purpose.ARMS, k, number).permutation(n_train)[:k]
+            for number in range(CONTROLS)
+        ]
+        sets = random + [rows[:k] for order in orders for rows in order]
+        outputs = retraining.on(retraining.without(sets)).outputs.mean(axis=1)
+        control = outputs[:CONTROLS]
+        # Query q is asked only of the models that lack its own rows.
+        own = outputs[CONTROLS:].reshape(len(names), count, count).diagonal(axis1=1, axis2=2)
+        # Queries share the control, whose error therefore enters once more.
+        spread = control.mean(axis=1) - control.mean()
+        found = [welch_interval(each - control.mean(axis=0), spread) for each in own]
+        found.append(mean_interval(own[0] - own[1]))
         cells = [
-            f"k = {each.size}: {each.mean:+.2f} [{each.interval[0]:+.2f}, {each.interval[1]:+.2f}]"
-            for each in curve.helpful
+            f"{name} {mean:+.2f} [{low:+.2f}, {high:+.2f}]"
+            for name, (mean, low, high) in zip((*names, "paired difference"), found, strict=True)
         ]
         seconds = time.perf_counter() - started
-        print(f"{name:24}{'  '.join(cells)}  ({len(curve.bank)} retrainings, {seconds:.0f} s)")
+        lower = np.mean(own[0] < own[1])
+        print(
+            f"k = {k:3}: {'; '.join(cells)}; trak lower for {lower:.0%} of queries "
+            f"({len(sets) * SEEDS} retrainings, {seconds:.0f} s)",
+            flush=True,
+        )
 
 
 def main() -> None:
