@@ -5,21 +5,16 @@ predicted damage to the targets and a predicted side effect on everything else; 
 moves, at most one a row. Nothing here predicts or retrains.
 """
 
-import ctypes
 import operator
-import os
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 from scipy import sparse
-from scipy.optimize import LinearConstraint, milp
+from scipy.optimize import LinearConstraint
 
+from optimize.highs import integer_programme
 from optimize.problem import Solution, Status
 from schemas.errors import InfeasibleProblem, ShapeError
 
@@ -31,8 +26,6 @@ BoolArray = npt.NDArray[np.bool_]
 _SCALE = 1e3
 _CLOSED = 1e-8
 _HALVINGS = 100
-# Standard output belongs to the process: one solver at a time may turn it away.
-_OUTPUT = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,14 +190,13 @@ def _close(problem: Poisoning, search: _Dual, seconds: float) -> tuple[BoolArray
         LinearConstraint(problem.side[core][None] / harm, lb=-problem.allowance / harm),
         LinearConstraint(sparse.csr_array((ones, (group, columns))), ub=1.0),
     ]
-    with _silenced():
-        found = milp(
-            -scale * problem.damage[core],
-            integrality=ones,
-            bounds=(0, 1),
-            constraints=constraints,
-            options={"time_limit": seconds, "mip_rel_gap": 0.0},
-        )
+    found = integer_programme(
+        -scale * problem.damage[core],
+        integrality=ones,
+        bounds=(0, 1),
+        constraints=constraints,
+        options={"time_limit": seconds, "mip_rel_gap": 0.0},
+    )
     bound = search.bound
     if found.mip_dual_bound is not None:
         bound = min(bound, max(search.value, -float(found.mip_dual_bound) / scale))
@@ -216,26 +208,6 @@ def _close(problem: Poisoning, search: _Dual, seconds: float) -> tuple[BoolArray
     feasible = problem.side[choice].sum() >= -problem.allowance
     better = problem.damage[choice].sum() > search.value
     return (choice if feasible and better else search.choice), bound
-
-
-@contextmanager
-def _silenced() -> Iterator[None]:
-    """Keep standard output clean, where others may be printing JSON.
-
-    HiGHS as SciPy 1.17 holds it prints a debugging line from C where it repairs a solution
-    ("transformNewIntegerFeasibleSolution"), whatever its options say.
-    """
-    libc = ctypes.CDLL(None)
-    with _OUTPUT, Path(os.devnull).open("wb") as nowhere:
-        libc.fflush(None)
-        kept = os.dup(1)
-        os.dup2(nowhere.fileno(), 1)
-        try:
-            yield
-        finally:
-            libc.fflush(None)
-            os.dup2(kept, 1)
-            os.close(kept)
 
 
 def _rounding(problem: Poisoning) -> float:

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import sparse
-from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy.optimize import Bounds, LinearConstraint
 
+from optimize.highs import integer_programme
 from optimize.problem import BoolArray
 from optimize.selection.programme import Indices, Programme
 from optimize.selection.relaxation import Relaxed
@@ -105,7 +106,7 @@ def _solve_core(
     else:
         cost[:m] = -gains[0] / unit
     free = np.inf if len(gains) > 1 else 0.0
-    result = milp(
+    result = integer_programme(
         cost,
         integrality=np.r_[np.ones(m), 0, 0],
         bounds=Bounds(np.r_[np.zeros(m), -free, 1], np.r_[np.ones(m), free, 1]),
