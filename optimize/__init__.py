@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from optimize.curve import Family, SizeCurve, best_rows, size_curve, size_grid
     from optimize.datamodel import LinearDatamodel
     from optimize.design import Bought, NextMasks, bought, next_masks
-    from optimize.duplicates import near_duplicates, same_content
     from optimize.problem import Budget, Partition, Selection, Solution, Status
     from optimize.select import balanced_subset, random_subset, refuse_conflicts, solve_selection
     from optimize.spread import Spread, spread_of
@@ -42,11 +41,9 @@ __all__ = [
     "best_rows",
     "bought",
     "calibrate",
-    "near_duplicates",
     "next_masks",
     "random_subset",
     "refuse_conflicts",
-    "same_content",
     "size_curve",
     "size_grid",
     "solve_selection",
@@ -74,11 +71,9 @@ _HOMES = {
     "best_rows": "optimize.curve",
     "bought": "optimize.design",
     "calibrate": "optimize.surrogate",
-    "near_duplicates": "optimize.duplicates",
     "next_masks": "optimize.design",
     "random_subset": "optimize.select",
     "refuse_conflicts": "optimize.select",
-    "same_content": "optimize.duplicates",
     "size_curve": "optimize.curve",
     "size_grid": "optimize.curve",
     "solve_selection": "optimize.select",

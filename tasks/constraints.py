@@ -121,7 +121,7 @@ def duplicates_of(dataset: StoredDataset, problem: SelectSpec) -> NDArray[np.int
     Raises:
         ShapeError: Texts are to be compared by cosine.
     """
-    from optimize.duplicates import near_duplicates, same_content
+    from attribution.duplicates import near_duplicates, same_content
 
     if problem.duplicates == "keep":
         return None
@@ -132,7 +132,7 @@ def duplicates_of(dataset: StoredDataset, problem: SelectSpec) -> NDArray[np.int
         raise ShapeError(
             f"problem '{problem.name}': token numbers have no cosine; write duplicates = 'content'"
         )
-    return near_duplicates(inputs.reshape(len(inputs), -1), problem.duplicates)
+    return near_duplicates(inputs, problem.duplicates)
 
 
 def _rows_of(

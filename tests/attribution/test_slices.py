@@ -118,7 +118,7 @@ def test_copies_of_a_constant_row_are_found_and_blocks_do_not_matter(
     monkeypatch.setattr("attribution.duplicates._BLOCK", 7)
     np.testing.assert_array_equal(near_duplicates(features, centred=False), whole)
     assert [group.tolist() for group in groups_of(whole)] == [[9, 19, 29], [5, 45]]
-    with pytest.raises(ShapeError, match="cosine in"):
+    with pytest.raises(ShapeError, match="give a cosine"):
         near_duplicates(features, threshold=0.0)
 
 
