@@ -375,6 +375,22 @@ class TracingRowFrame(dy.Schema):
     score = dy.Float32()
 
 
+class SizeCurveFrame(dy.Schema):
+    """One row: what the best subset of a size is predicted to do; changes are against all rows."""
+
+    solution_id = dy.String(primary_key=True, min_length=1)
+    n_rows = dy.Int64(primary_key=True, min=1)
+    output = dy.String(min_length=1)
+    predicted = dy.Float64()
+    change = dy.Float64()
+    change_low = dy.Float64()
+    change_high = dy.Float64()
+    lost = dy.Float64()
+    lost_low = dy.Float64()
+    lost_high = dy.Float64()
+    best = dy.Bool()
+
+
 FRAMES: dict[str, type[dy.Schema]] = {
     "runs": RunFrame,
     "examples": ExampleFrame,
@@ -387,6 +403,7 @@ FRAMES: dict[str, type[dy.Schema]] = {
     "solutions": SolutionFrame,
     "solution_rows": SolutionRowFrame,
     "solution_prices": SolutionPriceFrame,
+    "size_curves": SizeCurveFrame,
     "verdicts": VerdictFrame,
     "unlearnings": UnlearningFrame,
     "unlearned": UnlearnedFrame,

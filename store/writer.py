@@ -26,7 +26,7 @@ _KEYS = {
     "attributions": ("attribution_id", ("scores", "example_effects", "lds")),
     "solutions": (
         "solution_id",
-        ("solution_rows", "solution_prices", "verdicts", *_OF_UNLEARNING),
+        ("solution_rows", "solution_prices", "size_curves", "verdicts", *_OF_UNLEARNING),
     ),
     "valuations": ("valuation_id", ("player_values",)),
     "tracings": ("tracing_id", ("tracing_arms", "tracing_effects", "tracing_rows")),
@@ -144,6 +144,7 @@ def _delete(
         "solutions": solutions,
         "solution_rows": solutions,
         "solution_prices": solutions,
+        "size_curves": solutions,
         "verdicts": {"run": run_id, "verdicts": ids("verdicts", "verdict_id")},
         **dict.fromkeys(_OF_UNLEARNING, solutions),
         "valuations": valuations,

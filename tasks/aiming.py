@@ -6,7 +6,7 @@ are. The choice is none of them, and no verdict trains with their seeds.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -139,6 +139,20 @@ def curve_facts(output: str, curve: "SizeCurve") -> dict[str, Any]:
         "change": curve.change.tolist(),
         "lost": curve.lost.tolist(),
     }
+
+
+def curve_points(facts: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """A size curve as rows of its table; none where a solution has no curve."""
+    if facts is None:
+        return []
+    changes = ("change", "change_low", "change_high")
+    names = ("n_rows", "predicted", *changes, "lost", "lost_low", "lost_high")
+    columns = zip(facts["sizes"], facts["predicted"], facts["change"], facts["lost"], strict=True)
+    return [
+        dict(zip(names, (size, predicted, *change, *lost), strict=True))
+        | {"output": facts["output"], "best": size == facts["best"]}
+        for size, predicted, change, lost in columns
+    ]
 
 
 def _observed(plan: Blueprint, made: Rows, rows: str, output: str) -> "RetrainBank":

@@ -31,6 +31,7 @@ from schemas.spec import (
 from store.publish import publish
 from store.segments import kept_per_query, write_segment
 from store.writer import RunBundle, commit_run
+from tasks.aiming import curve_points
 from tasks.bank import read_outputs, retrained
 from tasks.bank_extension import load_rows
 from tasks.bank_plan import CALIBRATE, EVALUATE
@@ -249,6 +250,7 @@ def _add_problem(plan: Blueprint, problem: ChoiceSpec, rows: Rows) -> None:
     )
     names = ("example_id", "chosen", "utility", "position")
     rows["solution_rows"] += [own | dict(zip(names, values, strict=True)) for values in columns]
+    rows["size_curves"] += [own | point for point in curve_points(facts.get("curve"))]
     if "origins" in facts:
         _add_retrainings(plan, solution, rows)
     rows["solution_prices"] += [

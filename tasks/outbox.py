@@ -24,6 +24,7 @@ from tasks.problems.unlearn import JUDGED_FILE, OBSERVED_FILE
 from tasks.progress import advance
 from tasks.reporting import figures, unlearning_figures
 from tasks.reporting.bakeoff import Contender, bake_off
+from tasks.reporting.curve_figures import size_curve
 from tasks.reporting.forgetting import from_facts
 from tasks.reporting.tracking import log_run
 from tasks.requests import CERTIFICATE_FILE
@@ -69,7 +70,7 @@ def _send(plan: Blueprint, key: str) -> Manifest:
 def pictures(plan: Blueprint) -> "dict[str, Figure]":
     """The figures of a run by name.
 
-    LDS of each attribution, the bake-off of several, three or four of each selection, two of each
+    LDS of each attribution, the bake-off of several, three to five of each selection, two of each
     unlearning.
     """
     drawn = {f"lds-{entry.name}": _lds_figure(plan, entry) for entry in plan.spec.attribution}
@@ -138,6 +139,9 @@ def _answer(plan: Blueprint, problem: "SelectSpec") -> "dict[str, Figure]":
             predicted, observed, output=output, groups=groups, arms=points
         ),
     }
+    curve: Any = plan.sealed("solution", plan.solution_key(problem)).facts.get("curve")
+    if curve:
+        drawn["size"] = size_curve(curve)
     if plan.dataset.facts.n_tokens:  # token numbers are nothing to look at
         return drawn
     inputs, captions = _worst(plan, problem)

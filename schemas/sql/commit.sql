@@ -51,6 +51,9 @@ DELETE FROM solution_rows WHERE solution_id IN (SELECT unnest($solutions));
 -- name: delete_solution_prices
 DELETE FROM solution_prices WHERE solution_id IN (SELECT unnest($solutions));
 
+-- name: delete_size_curves
+DELETE FROM size_curves WHERE solution_id IN (SELECT unnest($solutions));
+
 -- name: delete_verdicts
 DELETE FROM verdicts WHERE run_id = $run OR verdict_id IN (SELECT unnest($verdicts));
 
@@ -127,6 +130,9 @@ INSERT INTO solution_rows BY NAME FROM incoming;
 
 -- name: insert_solution_prices
 INSERT INTO solution_prices BY NAME FROM incoming;
+
+-- name: insert_size_curves
+INSERT INTO size_curves BY NAME FROM incoming;
 
 -- name: insert_verdicts
 INSERT INTO verdicts BY NAME FROM incoming;

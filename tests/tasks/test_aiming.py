@@ -13,6 +13,7 @@ from tasks.aiming import made_for, predictor
 from tasks.bank import open_bank
 from tasks.blueprint import Blueprint
 from tasks.job import blueprint
+from tasks.reporting.curve_figures import size_curve
 from tests.tasks.pipeline import TINY, run_stages
 
 BEST = 'size = "best"\naimed = 24'
@@ -50,6 +51,24 @@ def test_the_best_size_is_the_top_of_a_curve_that_reaches_all_rows(best: Bluepri
     assert place == int(np.argmax(curve["predicted"]))
     assert curve["lost"][place] == [0, 0, 0]
     assert f"{curve['best']} rows have the best predicted logprob" in facts["sentence"]
+
+
+def test_the_curve_is_a_table_and_a_picture(best: Blueprint) -> None:
+    curve = facts_of(best)["curve"]
+    rows = run_sql(
+        best.workspace.published,
+        "SELECT n_rows, predicted, change_low, lost_high, best FROM size_curves ORDER BY n_rows",
+        limit=None,
+    ).rows
+    assert [row[0] for row in rows] == curve["sizes"]
+    assert [row[1] for row in rows] == pytest.approx(curve["predicted"])
+    assert [row[2] for row in rows] == pytest.approx([low for _, low, _ in curve["change"]])
+    assert [row[3] for row in rows] == pytest.approx([high for *_, high in curve["lost"]])
+    assert [row[0] for row in rows if row[4]] == [curve["best"]]
+    figure = size_curve(curve)
+    assert str(curve["best"]) in figure.axes[0].get_title(loc="left")
+    (line, *_) = figure.axes[0].lines
+    np.testing.assert_array_equal(line.get_xdata(), curve["sizes"])
 
 
 def test_aimed_models_are_in_the_table_and_never_judge(best: Blueprint) -> None:
