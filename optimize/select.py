@@ -254,7 +254,12 @@ def _sentence(
     claim = "No other choice" if optimal else "Perhaps another choice"
     parts = [f"{claim}{others}{within} has a higher {what} ({value:.4g})."]
     if SIZE in named and least == most < problem.n_pool:
-        parts.append(f"The last row kept is worth {named[SIZE]:.3g}.")
+        price = f"{named[SIZE]:.3g}"
+        parts.append(
+            f"One more row would add up to {price}."
+            if within
+            else f"The last row kept is worth {price}."
+        )
     parts += [_priced(problem, name, price) for name, price in named.items() if price]
     return " ".join(part for part in parts if part)
 

@@ -47,7 +47,7 @@ def certified(
     preface = ""
     if request is not None and new_rows == 0:
         preface = (
-            "Every row that this request names had been forgotten already. Nothing was done for "
+            "Every row that this request names had been processed already. Nothing was done for "
             "it; what was measured then is below."
         )
     return certificate(

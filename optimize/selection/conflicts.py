@@ -208,7 +208,7 @@ def _budget_clause(problem: Selection, budget: Budget, found: list[Demand]) -> s
     """A budget beside the least that the other demands cost."""
     others = set(demands(problem)) - set(found) | {Demand(budget.name, "most")}
     cheapest = relax(Programme.of(problem, (-budget.costs[None], np.zeros(1)), others))
-    costs = "" if cheapest.slack else f", the rest costs at least {-cheapest.bound:,.6g}"
+    costs = "" if cheapest.slack else f", the other demands cost at least {-cheapest.bound:,.6g}"
     return f"{budget.name} may be at most {budget.limit:,.6g}{costs}"
 
 

@@ -259,9 +259,9 @@ SELECT
     s.n_pool, s.sentence, r.committed_at
 FROM solutions AS s
 JOIN runs AS r USING (run_id)
-ORDER BY r.committed_at DESC, s.kind = 'debug', s.problem, s.solution_id
+ORDER BY s.kind <> 'select', s.kind = 'debug', r.committed_at DESC, s.problem, s.solution_id
 LIMIT 1;
-COMMENT ON VIEW latest_solution IS 'The one solution that selected_examples and dropped_examples show: the first problem of the latest run, a diagnosis only where it has no other.';
+COMMENT ON VIEW latest_solution IS 'The one solution that selected_examples and dropped_examples show: the first selection of the latest run that selects; where none does, the latest other problem.';
 COMMENT ON COLUMN latest_solution.solution_id IS 'The solution.';
 COMMENT ON COLUMN latest_solution.run_id IS 'The run that committed it.';
 COMMENT ON COLUMN latest_solution.attribution_id IS 'The attribution whose scores it used.';

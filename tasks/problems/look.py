@@ -31,6 +31,8 @@ SHOWN, GROUPS = 10, 3
 COMPONENTS, CLUSTERS = 8, 8
 # Numbers in all up to which inputs are compared for copies, and logits kept of training rows.
 MOST_NUMBERS = 1 << 28
+# Share of the rows that some model of the bank did not see, from which such models are asked.
+FEWEST_LEFT_OUT = 0.5
 # Of a row: by fewer the angle says nothing, and only exact copies count as copies.
 FEWEST_NUMBERS = 16
 
@@ -319,15 +321,19 @@ class Look:
             [row for row in bank.rows("calibrate") if known.weights(bank.ids[row])], dtype=np.intp
         )
         size = len(rows) * plan.n_train * plan.dataset.facts.n_outputs
-        if size > MOST_NUMBERS or len(rows) == 0 or bank.masks[rows].all(axis=0).any():
+        left_out = ~bank.masks[rows].all(axis=0)
+        # Where subsets are large and few, a row may be in all of them: nothing is said of it.
+        if size > MOST_NUMBERS or left_out.mean() < FEWEST_LEFT_OUT:
             return None
         train, states = plan.dataset.train, states_of(plan, bank.ids_of(rows))
         device = plan.spec.compute.device
-        logits = predict(plan.build_model, states, np.array(train.inputs), device=device)
-        p = out_of_bag(softmax(logits.numpy(), axis=-1), bank.masks[rows])
-        own = p[np.arange(plan.n_train), train.targets]
-        by = "models that did not see the row"
-        return Doubt(1 - own, confident_errors(p, train.targets), by)
+        inputs, labels = np.array(train.inputs)[left_out], train.targets[left_out]
+        logits = predict(plan.build_model, states, inputs, device=device)
+        p = out_of_bag(softmax(logits.numpy(), axis=-1), bank.masks[rows][:, left_out])
+        suspicion, doubted = np.zeros(plan.n_train), np.zeros(plan.n_train, dtype=bool)
+        suspicion[left_out] = 1 - p[np.arange(len(p)), labels]
+        doubted[left_out] = confident_errors(p, labels)
+        return Doubt(suspicion, doubted, "models that did not see the row")
 
     @functools.cached_property
     def _components(self) -> "Components | None":

@@ -42,7 +42,7 @@ th { color: var(--grey); font-weight: 600; white-space: normal; vertical-align: 
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
 tr.chosen td { font-weight: 700; }
 dl { display: grid; grid-template-columns: minmax(7rem, 11rem) 1fr; gap: .2rem 1rem; margin: 0; }
-dt { color: var(--grey); }
+dt { color: var(--grey); overflow-wrap: anywhere; }
 dd { margin: 0; overflow-wrap: anywhere; white-space: pre-wrap; }
 code, .digest { font: .85rem/1.45 ui-monospace, monospace; overflow-wrap: anywhere; }
 figure { margin: 1rem 0; }

@@ -175,7 +175,7 @@ WRONG = {
     ),
     "a budget that the size breaks": (
         sold("size = 20\nbudget = { column = 'cents', most = 99 }"),
-        "cents may be at most 99, the rest costs at least 100",
+        "cents may be at most 99, the other demands cost at least 100",
     ),
     "a budget of what is no number": (
         sold("size = 20\nbudget = { column = 'shop', most = 99 }"),

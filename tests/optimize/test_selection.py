@@ -405,7 +405,7 @@ SOURCES = Partition("source", np.array([0, 0, 0, 1, 1, 1, 1, 1, 1, 0]), {}, {1: 
             {"size": 5, "budgets": [Budget("tokens", np.arange(10.0), 8.0)]},
             (
                 "these cannot all hold: size asks for exactly 5 rows and tokens may be at most 8, "
-                "the rest costs at least 10; relax one of them"
+                "the other demands cost at least 10; relax one of them"
             ),
         ),
         (
