@@ -48,7 +48,7 @@ _TUNED: dict[str, dict[str, Any]] = {
 # Methods that work from the features of the scores.
 _PREDICTED = ("matching", "projected")
 # Projections that can be turned back into parameters.
-_REVERSIBLE = ("sparse", "rademacher", "gaussian")
+REVERSIBLE = ("sparse", "rademacher", "gaussian")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -119,7 +119,7 @@ def _features(
             f"'{attribution.name}' is '{attribution.method}'; use one of method 'trak', or choose "
             "another method"
         )
-    if attribution.projection.kind not in _REVERSIBLE:
+    if attribution.projection.kind not in REVERSIBLE:
         raise InfeasibleProblem(
             f"problem '{problem.name}': '{method}' cannot turn the projection "
             f"'{attribution.projection.kind}' of attribution '{attribution.name}' back into "

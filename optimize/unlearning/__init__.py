@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from optimize.unlearning.changes import RemovalChange, removal_change
     from optimize.unlearning.directions import Directions, forget_directions, unlearned_logits
     from optimize.unlearning.methods import Unlearned, unlearn
     from optimize.unlearning.recipes import METHODS, Method, Tuning, method_of
@@ -30,6 +31,8 @@ _HOMES = {
     "method_of": "recipes",
     "Cost": "request",
     "forget_rows": "request",
+    "RemovalChange": "changes",
+    "removal_change": "changes",
     "RemovalScale": "scale",
     "RemovalSlopes": "scale",
     "removal_scale": "scale",
@@ -43,6 +46,7 @@ __all__ = [
     "Cost",
     "Directions",
     "Method",
+    "RemovalChange",
     "RemovalScale",
     "RemovalSlopes",
     "Tuning",
@@ -50,6 +54,7 @@ __all__ = [
     "forget_directions",
     "forget_rows",
     "method_of",
+    "removal_change",
     "removal_scale",
     "removal_slopes",
     "unlearn",

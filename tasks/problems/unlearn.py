@@ -1,9 +1,9 @@
 """Unlearning: rows that trained models must forget, and how far they then are from retrained ones.
 
-The solution predicts what training without the rows does to every output. The verdict trains N
-models on all rows and 2 N, the oracles, without those that must go; every method changes the N,
-and its models are compared with the oracles as distributions, row by row, beside the same
-comparison between two halves of the oracles: what no method falls below.
+The solution predicts what training without the rows does to every output, and says by what. The
+verdict trains N models on all rows and 2 N, the oracles, without those that must go; every method
+changes the N, and its models are compared with the oracles as distributions, row by row, beside the
+same comparison between two halves of the oracles: what no method falls below.
 """
 
 import math
@@ -30,6 +30,7 @@ from tasks.problems.distance import (
     query_record,
     reaching,
 )
+from tasks.problems.forecast import forecast
 from tasks.problems.shape import (
     ALL,
     CHOICE_FILE,
@@ -44,7 +45,7 @@ from tasks.reporting.findings import Interval
 from tasks.reporting.forgetting import from_facts, unlearning_sentence
 from tasks.reporting.wording import signed_interval
 from tasks.requests import CERTIFICATE_FILE
-from tasks.surrogate import calibrated, extrapolation, finite, predicted_change
+from tasks.surrogate import calibrated, finite
 from tasks.unlearners import Unlearned, joined, recipe, unlearned
 from tasks.witnesses import Seen, Witnesses, observe, witnesses
 
@@ -89,19 +90,17 @@ def solve(plan: Blueprint, problem: UnlearnSpec, key: str) -> Manifest:
     attribution = plan.spec.attribution_named(problem.uses)
     output, judge_on = plan.output(attribution), plan.spec.verdict.judge_on
     stay = ~plan.forgotten(problem)
-    everything = np.ones_like(stay)
-    aimed, judged = (calibrated(plan, attribution, name) for name in (problem.targets, judge_on))
+    aimed = calibrated(plan, attribution, problem.targets)
+    mean = calibrated(plan, attribution, judge_on).averaged()
     utility = (-1.0 if output in FALLING else 1.0) * aimed.averaged().weights[0]
-    mean = judged.averaged()
-    predicted = predicted_change(plan, mean, stay[None], seeds=problem.models)
+    told = forecast(plan, problem, stay)
     value = float(utility[stay].sum())
     inputs = {"scores": plan.scores_key(attribution) or ""}
     with plan.artifacts.seal(SOLUTION, key, version=VERSIONS[SOLUTION], inputs=inputs) as draft:
         np.save(draft.path / CHOICE_FILE, stay)
         np.save(draft.path / UTILITY_FILE, utility)
-        for file, surrogate in ((TARGETS_FILE, aimed), (JUDGED_FILE, judged)):
-            change = surrogate.predict_change(everything, stay, seeds=problem.models)
-            np.save(draft.path / file, np.concatenate(change))
+        for file, name in ((TARGETS_FILE, problem.targets), (JUDGED_FILE, judge_on)):
+            np.save(draft.path / file, told.changes[name])
         draft.facts |= {
             "status": "given",
             "size": int(stay.sum()),
@@ -109,11 +108,11 @@ def solve(plan: Blueprint, problem: UnlearnSpec, key: str) -> Manifest:
             "bound": value,
             "gap": 0.0,
             "prices": {},
-            "sentence": _said(plan, stay, output, predicted)
-            + extrapolation(plan, mean.weights[0], stay),
+            "sentence": _said(plan, stay, output, told.predicted) + told.sentence,
             "output": output,
             "surrogate": finite(mean.diagnostics()),
-            "predicted": predicted,
+            "predicted": told.predicted,
+            "predicted_by": told.by,
         }
     return draft.manifest
 
