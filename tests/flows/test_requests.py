@@ -2,11 +2,17 @@
 
 import json
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from store.artifacts import Artifacts
+from store.workspace import Workspace
+from tasks.forget import record_request, waiting
+from tasks.preflight import open_job, preflight
+from tests.flows.conftest import WINNOW
 from tests.tasks.forgetful import written
 
 Winnow = Callable[..., subprocess.CompletedProcess[str]]
@@ -34,6 +40,47 @@ def test_a_request_is_recorded_answered_once_and_certified(winnow: Winnow, tmp_p
     told = winnow("run", spec)
     assert "nothing to do" in told.stderr
     assert "1 request among them" in told.stdout
+
+
+@pytest.mark.flow
+@pytest.mark.slow
+def test_answers_that_were_killed_go_on_and_each_request_is_answered_once(
+    winnow: Winnow, tmp_path: Path
+) -> None:
+    spec = written(tmp_path, ('forget = "withdrawn"\n', ""))
+    workspace = Workspace(tmp_path / ".winnow")
+    job = preflight(open_job(spec, workspace.root))
+    for offset in (0, 4):
+        where = (
+            "SELECT example_id FROM examples WHERE split = 'train' "
+            f"ORDER BY example_id LIMIT 4 OFFSET {offset}"
+        )
+        record_request(job, where=where, note="", problem=None)
+    artifacts = Artifacts(workspace.artifacts)
+
+    with subprocess.Popen(
+        [WINNOW, "forget", spec, "--process"], cwd=tmp_path, stderr=subprocess.PIPE
+    ) as process:
+        # The first is answered; of the second nothing but its solution is there.
+        while len(artifacts.keys("solution")) < 2:
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.01)
+        process.kill()
+    assert waiting(job) == [2]
+    stages = ("bank", "solution", "verdict", "run", "request")
+    before = {stage: {m.key: m for m in artifacts.manifests(stage)} for stage in stages}
+    assert len(before["verdict"]) == len(before["request"]) == 1
+
+    again = winnow("forget", spec, "--process", "--json")
+    assert again.returncode == 0, again.stderr
+    assert [each["state"] for each in json.loads(again.stdout)] == ["answered"] * 2
+    assert waiting(job) == []
+    after = {stage: {m.key: m for m in artifacts.manifests(stage)} for stage in stages}
+    for stage in stages:
+        assert before[stage].items() <= after[stage].items(), stage
+    assert len(after["solution"]) == len(after["verdict"]) == len(after["request"]) == 2
+    trained = [name for chunk in after["bank"].values() for name in chunk.facts["retrainings"]]
+    assert len(trained) == len(set(trained))
 
 
 @pytest.mark.parametrize(

@@ -21,11 +21,14 @@ FROM solution_rows JOIN examples USING (example_id)
 
 def run_smaller(name: str, folder: Path, **sizes: int) -> Blueprint:
     """The example with smaller numbers in its spec."""
-    copied = shutil.copytree(EXAMPLES / name, folder / name)
-    spec = copied / f"{name}.toml"
+    if (EXAMPLES / name).is_dir():
+        spec = shutil.copytree(EXAMPLES / name, folder / name) / f"{name}.toml"
+    else:
+        spec = Path(shutil.copy(EXAMPLES / f"{name}.toml", folder))
     text = spec.read_text()
     for key, size in sizes.items():
-        text, count = re.subn(rf"^{key} = \d+$", f"{key} = {size}", text, flags=re.MULTILINE)
+        line = rf"^{key} = \d+(?= *(?:#|$))"
+        text, count = re.subn(line, f"{key} = {size}", text, flags=re.MULTILINE)
         assert count
     spec.write_text(text)
     return blueprint(run_stages(spec, folder / "work"))
@@ -115,3 +118,25 @@ def test_a_purchase_keeps_to_quotas_budget_sets_and_copies(tmp_path: Path) -> No
     inputs = np.asarray(plan.dataset.train.inputs)
     assert len(np.unique(inputs, axis=0)) < len(inputs)
     assert len(np.unique(inputs[chosen], axis=0)) == chosen.sum()
+
+
+def test_zeros_that_are_withdrawn_are_forgotten_as_far_as_matching_can(tmp_path: Path) -> None:
+    plan = run_smaller("forget", tmp_path, models=32, seeds=2)
+    (problem,) = plan.spec.unlearnings
+    solution = plan.sealed("solution", plan.solution_key(problem)).facts
+    assert solution["predicted_by"]["method"] == "newton"
+    found = {
+        row[0]: row[1:]
+        for row in run_sql(
+            plan.workspace.published,
+            "SELECT arm, klom, cost FROM closeness_by_arm WHERE rows = 'forgotten'",
+        ).rows
+    }
+    assert set(found) == {"all", "retrained", "chosen", "finetune", "ascent_descent"}
+    floor, untouched = found["retrained"][0], found["all"][0]
+    assert floor < found["chosen"][0] < floor + 0.75 * (untouched - floor)
+    assert found["chosen"][0] < found["finetune"][0]
+    assert found["chosen"][1] < 0.2
+    queries = plan.sealed("verdict", plan.verdict_key(problem)).facts["queries"]
+    assert queries["correlation"] > 0.7 * queries["ceiling"]
+    assert queries["error"] < 0.8 * queries["error_unchanged"]

@@ -60,6 +60,52 @@ def test_exactly_the_rows_of_the_set_leave(done: Blueprint) -> None:
     assert sentence.startswith("Without these 9 rows the mean margin on 'holdout' is predicted")
 
 
+def test_newton_steps_predict_and_the_solution_says_so(done: Blueprint) -> None:
+    solution = done.sealed("solution", done.solution_key(done.spec.unlearnings[0]))
+    facts, folder = solution.facts, done.artifacts.folder(solution)
+    assert "Predicted by Newton steps from 2 checkpoints, sized on 10 subsets" in facts["sentence"]
+    told = facts["predicted_by"]
+    assert (told["method"], told["checkpoints"], set(told["sets"])) == (
+        "newton",
+        2,
+        {"queries", "holdout"},
+    )
+    for file, name in (("targets.npy", "queries"), ("judged.npy", "holdout")):
+        change, sd = np.load(folder / file)
+        assert len(change) == len(done.sets.ids(name))
+        assert (sd > 0).all()
+    mean, low, high = facts["predicted"]
+    assert mean == pytest.approx(change.mean())
+    assert low < mean < high
+    assert told["sets"]["holdout"]["slope"] > 0
+
+
+NO_NEWTON = [
+    (
+        ('name = "trak"\nmethod = "trak"\n', 'name = "trak"\nmethod = "tracin"\n'),
+        "attribution 'trak' has no features of 'trak'",
+    ),
+    (("models = 40", "models = 12"), "3 subsets of the bank hold most rows, and 8 are needed"),
+    (("alpha = [0.5, 0.8]", "alpha = [0.3]"), "0 subsets of the bank hold most rows"),
+]
+
+
+@pytest.mark.parametrize(("change", "why"), NO_NEWTON)
+def test_where_newton_steps_lack_something_the_surrogate_predicts_and_says_why(
+    tmp_path: Path, change: tuple[str, str], why: str
+) -> None:
+    spec = written(
+        tmp_path,
+        change,
+        ('forget = "withdrawn"', 'forget = "withdrawn"\nmethod = "finetune"'),
+        ('compare = ["finetune"]', "compare = []"),
+    )
+    plan = blueprint(run_stages(spec, tmp_path / "work", until="solution"))
+    facts = plan.sealed("solution", plan.solution_key(plan.spec.unlearnings[0])).facts
+    assert facts["predicted_by"]["method"] == "surrogate"
+    assert f"Predicted by the linear surrogate, for {why}" in facts["sentence"]
+
+
 def test_oracles_never_saw_the_rows_and_share_no_seed_with_the_others(done: Blueprint) -> None:
     found = rows(done, "SELECT kind, mask::VARCHAR, seed FROM bank WHERE kind LIKE 'verdict:%'")
     oracles = [(mask, seed) for kind, mask, seed in found if kind == "verdict:retrained"]
