@@ -47,7 +47,9 @@ def test_a_request_is_recorded_answered_once_and_certified(winnow: Winnow, tmp_p
 def test_answers_that_were_killed_go_on_and_each_request_is_answered_once(
     winnow: Winnow, tmp_path: Path
 ) -> None:
-    spec = written(tmp_path, ('forget = "withdrawn"\n', ""))
+    smaller = (("models = 40", "models = 24"), ("models = 8", "models = 4"))
+    alone = (('compare = ["finetune"]', "compare = []"), ("finetune = { epochs = 1 }", ""))
+    spec = written(tmp_path, ('forget = "withdrawn"\n', ""), *smaller, *alone)
     workspace = Workspace(tmp_path / ".winnow")
     job = preflight(open_job(spec, workspace.root))
     for offset in (0, 4):

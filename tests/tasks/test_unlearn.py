@@ -82,10 +82,10 @@ def test_newton_steps_predict_and_the_solution_says_so(done: Blueprint) -> None:
 
 NO_NEWTON = [
     (
-        ('name = "trak"\nmethod = "trak"\n', 'name = "trak"\nmethod = "tracin"\n'),
-        "attribution 'trak' has no features of 'trak'",
+        ('kind = "sparse", dim = 32', 'kind = "hadamard", dim = 32'),
+        "the projection 'hadamard' cannot be turned back into parameters",
     ),
-    (("models = 40", "models = 12"), "3 subsets of the bank hold most rows, and 8 are needed"),
+    (("models = 40", "models = 24"), "6 subsets of the bank hold most rows, and 8 are needed"),
     (("alpha = [0.5, 0.8]", "alpha = [0.3]"), "0 subsets of the bank hold most rows"),
 ]
 
