@@ -349,9 +349,11 @@ def cifar_case(labels: str) -> Case:
         n_targets=400,
         model=model,
         recipe=Recipe(
-            lr=0.05, momentum=0.9, weight_decay=5e-4, epochs=20, batch_size=50, schedule="cosine"
+            lr=0.02, momentum=0.9, weight_decay=5e-4, epochs=10, batch_size=50, schedule="cosine"
         ),
-        seeds=10,
+        bank=80,
+        aimed=36,
+        seeds=8,
         shifted=("animals", (2, 3, 4, 5, 6, 7)) if labels == "worse_label" else None,
     )
 
