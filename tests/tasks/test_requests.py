@@ -82,8 +82,8 @@ def test_each_has_its_own_certificate(answered: Job) -> None:
     assert "5 of 107 training rows" in pages[0]
     assert "a &lt;b&gt;letter&lt;/b&gt; of 3 May" in pages[0]
     assert "10 of 107 training rows" in pages[1]
-    assert "had been forgotten already" in pages[2]
-    assert "had been forgotten already" not in pages[1]
+    assert "had been processed already" in pages[2]
+    assert "had been processed already" not in pages[1]
     for page, state in zip(pages, request_states(plan), strict=True):
         assert f"request {state['request']}</p>" in re.sub(r"<br>.*?</p>", "</p>", page)
 
