@@ -90,7 +90,7 @@ def test_trap_24_a_trained_model_is_drawn_anew_before_it_is_retrained() -> None:
         seed=int(ours.bank.seeds[0]),
         training=problem.training,
     )
-    want = problem.queries[0] @ state["weight"].numpy().T
+    want = np.asarray(problem.queries[0]) @ state["weight"].numpy().T
     np.testing.assert_allclose(ours.logits[0, 0], want, atol=1e-4)
 
 
