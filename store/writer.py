@@ -20,13 +20,21 @@ from store.connect import records, registered, run
 from store.ledger import Ledger
 from store.statements import named_statements
 
-_OWNED_BY_RUN = ("attributions", "solutions", "verdicts", "valuations", "tracings")
-_OF_UNLEARNING = ("unlearnings", "unlearned", "closeness", "query_changes")
-_KEYS = {
+# What a run owns: the key of each, and the tables whose rows come and go with it.
+_OWNERS = {
     "attributions": ("attribution_id", ("scores", "example_effects", "lds")),
     "solutions": (
         "solution_id",
-        ("solution_rows", "solution_prices", "size_curves", "verdicts", *_OF_UNLEARNING),
+        (
+            "solution_rows",
+            "solution_prices",
+            "size_curves",
+            "verdicts",
+            "unlearnings",
+            "unlearned",
+            "closeness",
+            "query_changes",
+        ),
     ),
     "valuations": ("valuation_id", ("player_values",)),
     "tracings": ("tracing_id", ("tracing_arms", "tracing_effects", "tracing_rows")),
@@ -106,11 +114,11 @@ def _validated(bundle: RunBundle) -> dict[str, pl.DataFrame]:
 def _check_references(
     frames: Mapping[str, pl.DataFrame], scores: Mapping[str, Sequence[Path]], run_id: str
 ) -> None:
-    for name in _OWNED_BY_RUN:
+    for name in (*_OWNERS, "verdicts"):
         others = frames[name].filter(pl.col("run_id") != run_id)
         if others.height:
             raise DataError(f"{name} has rows of run {others['run_id'][0]} in a bundle of {run_id}")
-    for owner, (key, tables) in _KEYS.items():
+    for owner, (key, tables) in _OWNERS.items():
         known = set(frames[owner][key])
         found = {table: set(frames[table][key]) for table in tables if table != "scores"}
         if "scores" in tables:
@@ -125,35 +133,20 @@ def _delete(
 ) -> None:
     sql = named_statements("commit.sql")
 
-    def ids(table: str, key: str, owned: str | None = None) -> list[str]:
-        before = run(connection, sql[owned], {"run": run_id}) if owned else []
-        return sorted({*frames[table][key], *(row[0] for row in before)})
+    def ids(table: str, key: str) -> set[str]:
+        return set(frames[table][key])
 
-    attributions = {"attributions": ids("attributions", "attribution_id", "owned_attributions")}
-    solutions = {"solutions": ids("solutions", "solution_id", "owned_solutions")}
-    valuations = {"valuations": ids("valuations", "valuation_id", "owned_valuations")}
-    tracings = {"tracings": ids("tracings", "tracing_id", "owned_tracings")}
     parameters: dict[str, dict[str, Any]] = {
         "runs": {"run": run_id},
-        "examples": {"datasets": ids("examples", "dataset_id")},
-        "attributions": attributions,
-        "scores": attributions,
-        "example_effects": attributions,
-        "lds": attributions,
-        "bank": {"retrains": ids("bank", "retrain_id")},
-        "solutions": solutions,
-        "solution_rows": solutions,
-        "solution_prices": solutions,
-        "size_curves": solutions,
-        "verdicts": {"run": run_id, "verdicts": ids("verdicts", "verdict_id")},
-        **dict.fromkeys(_OF_UNLEARNING, solutions),
-        "valuations": valuations,
-        "player_values": valuations,
-        "tracings": tracings,
-        "tracing_arms": tracings,
-        "tracing_effects": tracings,
-        "tracing_rows": tracings,
+        "examples": {"datasets": sorted(ids("examples", "dataset_id"))},
+        "bank": {"retrains": sorted(ids("bank", "retrain_id"))},
     }
+    for owner, (key, tables) in _OWNERS.items():
+        before = {row[0] for row in run(connection, sql[f"owned_{owner}"], {"run": run_id})}
+        owned = {owner: sorted(before | ids(owner, key))}
+        parameters |= dict.fromkeys((owner, *tables), owned)
+    # A verdict is its run's own: it stays when another run commits the solution that it checked.
+    parameters["verdicts"] = {"run": run_id, "verdicts": sorted(ids("verdicts", "verdict_id"))}
     for table, values in parameters.items():
         run(connection, sql[f"delete_{table}"], values)
     with registered(connection, incoming=frames["bank_outputs"]):
