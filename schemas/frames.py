@@ -192,8 +192,9 @@ class SolutionPriceFrame(dy.Schema):
 class VerdictFrame(dy.Schema):
     """One row: one arm of a check by retraining; changes are against the arm 'all'.
 
-    `accuracy` is null for a regression, `advantage` (accuracy of the choice minus this arm's) for
-    the choice itself, predictions for arms that were not predicted.
+    `accuracy` is null where there are no classes and for a diagnosis, `advantage` (of the choice
+    over this arm, in accuracy or else in the output) for the choice itself, predictions for arms
+    that were not predicted.
     """
 
     verdict_id = dy.String(primary_key=True, min_length=1)
