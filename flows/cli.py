@@ -271,10 +271,11 @@ def debug(
 
     Args:
         spec: The TOML file.
-        query: The id of a test row, the name of a set, or SQL that finds test rows.
+        query: The id of a test row, the name of a set or of a problem of kind "debug", or SQL that
+            finds test rows.
         here: The session.
         uses: Attribution to read; by default the one that the spec's problems use.
-        seeds: Retrainings of each arm.
+        seeds: Retrainings of each arm; by default 10, or those of the problem.
         no_retrain: Propose only.
         as_json: Print JSON for scripts.
     """

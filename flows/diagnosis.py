@@ -21,9 +21,9 @@ def question(loaded: LoadedSpec, query: str, *, uses: str | None, seeds: int | N
 
     Args:
         loaded: The spec.
-        query: The id of a test row, the name of a set, or SQL.
+        query: The id of a test row, the name of a set or of a problem, or SQL.
         uses: Name of an attribution; by default the one that the spec's problems use.
-        seeds: Retrainings of each arm.
+        seeds: Retrainings of each arm; by default those of the problem.
 
     Raises:
         NotFound: There is no such attribution, none at all, or no such set.

@@ -73,7 +73,6 @@ def committed_run(loaded: LoadedSpec, workspace: Workspace) -> str | None:
 
 
 def _steps(plan: Blueprint) -> Iterator[PlanStep]:
-    spec = plan.spec
     details = {
         "data": "rows, split and checked",
         "checkpoints": "models of all training rows",
@@ -82,7 +81,7 @@ def _steps(plan: Blueprint) -> Iterator[PlanStep]:
         "scores": "attributions",
         "lds": "evaluations on retrained models",
         "solution": "problems",
-        "verdict": f"{spec.verdict.seeds} retrainings of each arm",
+        "verdict": "answers that are checked by retraining",
         "values": "what sources or rows are worth, by retraining",
         "run": "ledger and published snapshot",
         "tracking": "MLflow",

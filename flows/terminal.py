@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, RenderableType
 from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -59,8 +59,9 @@ def show_rows(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     if not sys.stdout.isatty():
         console.width = max(width, 1)
     elif width > console.width:
-        blocks = [table(("", ""), zip(columns, row, strict=True)) for row in rows]
-        console.print(Group(*blocks))
+        for row in rows:
+            console.print(table(("", ""), zip(columns, row, strict=True)))
+            console.print()
         return
     console.print(layout)
 
@@ -78,9 +79,14 @@ def show_csv(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
-    """Lay out rows; cell text is never read as markup, numbers stand on the right."""
+    """Lay out rows, without a head where no column has a name.
+
+    Cell text is never read as markup; numbers stand on the right.
+    """
     rows = [tuple(row) for row in rows]
-    layout = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    headed = any(columns)
+    box = SIMPLE_HEAD if headed else None
+    layout = Table(box=box, pad_edge=False, show_header=headed, header_style="bold")
     for place, column in enumerate(columns):
         numeric = bool(rows) and all(isinstance(row[place], int | float) for row in rows)
         layout.add_column(Text(column), justify="right" if numeric else "left", overflow="fold")

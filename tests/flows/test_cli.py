@@ -23,7 +23,8 @@ from tests.flows.conftest import WINNOW, running
 
 Winnow = Callable[..., subprocess.CompletedProcess[str]]
 COMMANDS = (
-    "bank", "check", "debug", "doctor", "init", "methods", "plan", "run", "sql", "status", "ui"
+    "bank", "check", "debug", "doctor", "forget", "init", "methods", "plan", "run", "sql",
+    "status", "ui",
 )  # fmt: skip
 
 
