@@ -146,6 +146,7 @@ def test_the_starters_own_data_and_model_can_be_switched_on(tmp_path: Path) -> N
 def test_check_says_what_a_spec_means(winnow: Winnow, tmp_path: Path) -> None:
     spec, _ = write_starter(tmp_path)
     shown = winnow("check", spec)
+    assert shown.stdout.startswith("spec ")
     assert shown.returncode == 0
     assert "sklearn:digits, 10% of the training labels flipped" in shown.stdout
     assert "80 retrainings on 50% and 90% of the rows" in shown.stdout

@@ -1,0 +1,1 @@
+"""What each command of `winnow` does; `flows.cli` lists them."""
