@@ -8,9 +8,7 @@ rows fit is found where they are read.
 """
 
 import json
-import re
 import tomllib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,28 +22,21 @@ from pydantic import (
     field_validator,
 )
 
+from schemas.agreement import (
+    attribution_conflicts,
+    model_conflicts,
+    problem_conflicts,
+    verdict_conflicts,
+)
 from schemas.complaints import complaints
 from schemas.errors import SpecError
-from schemas.frozen import IDENTIFIER, Frozen, Name, nearest, refusal, refuse
+from schemas.frozen import Frozen, Name, refusal, refuse
 from schemas.methods import (
-    OUTPUTS_OF_TASK,
     AttributionSpec,
-    DatamodelSpec,
-    EkfacSpec,
-    EmbeddingSpec,
-    EmpiricalInfluenceSpec,
-    GradCosSpec,
-    GradDotSpec,
-    InfluenceSpec,
-    KfacSpec,
-    Output,
     RunMethodSpec,
-    TracInSpec,
     TrakSpec,
 )
-from schemas.projections import ProjectionSpec
 from schemas.questions import (
-    WORTHS_OF_TASK,
     ChoiceSpec,
     DebugSpec,
     DecisionSpec,
@@ -60,20 +51,15 @@ from schemas.questions import (
     target_sets,
 )
 from schemas.recipe import (
-    BUILT_IN_MODELS,
     FILE_SCHEMES,
-    TEXT_MODELS,
     BankSpec,
-    CorruptSpec,
     DataSpec,
     ModelSpec,
-    Reference,
-    Task,
     TrainSpec,
     python_reference,
 )
 from schemas.settings import ComputeSpec, StoreSpec, TrackingSpec
-from schemas.unlearning import METHODS_OF_TASK, UnlearnSpec
+from schemas.unlearning import UnlearnSpec
 
 SCHEMA_PATH = Path(__file__).with_name("curation.schema.json")
 
@@ -85,8 +71,6 @@ DEFAULT_SETS = {
     "holdout": "SELECT example_id FROM examples WHERE split = 'test' AND content_hash >= '8' "
     "ORDER BY example_id",
 }
-
-Problems = Iterator[tuple[tuple[str | int, ...], str]]
 
 
 def _is_query(sql: str) -> str:
@@ -180,7 +164,7 @@ class CurationSpec(Frozen):
     @field_validator("model")
     @classmethod
     def _model_reads_the_rows(cls, model: ModelSpec, info: ValidationInfo) -> ModelSpec:
-        refuse(_model_problems(model, info.data))
+        refuse(model_conflicts(model, info.data))
         return model
 
     @field_validator("attribution")
@@ -188,7 +172,7 @@ class CurationSpec(Frozen):
     def _attributions_fit(
         cls, attributions: tuple[AttributionSpec, ...], info: ValidationInfo
     ) -> tuple[AttributionSpec, ...]:
-        refuse(_attribution_problems(attributions, info.data))
+        refuse(attribution_conflicts(attributions, info.data))
         return attributions
 
     @field_validator("problem")
@@ -196,137 +180,14 @@ class CurationSpec(Frozen):
     def _problems_fit(
         cls, problems: tuple[ProblemSpec, ...], info: ValidationInfo
     ) -> tuple[ProblemSpec, ...]:
-        refuse(_problem_problems(problems, info.data))
+        refuse(problem_conflicts(problems, info.data))
         return problems
 
     @field_validator("verdict")
     @classmethod
     def _verdict_fits(cls, verdict: VerdictSpec, info: ValidationInfo) -> VerdictSpec:
-        refuse(_verdict_problems(verdict, info.data))
+        refuse(verdict_conflicts(verdict, info.data))
         return verdict
-
-
-def _model_problems(model: ModelSpec, above: Any) -> Problems:
-    if "data" not in above or model.build not in BUILT_IN_MODELS:
-        return
-    source = above["data"].source
-    if above["data"].text and model.build not in TEXT_MODELS:
-        yield ("build",), f"'{model.build}' reads no text; use 'bag' or 'transformer'"
-    if not above["data"].text and model.build in TEXT_MODELS:
-        yield (
-            ("build",),
-            f"'{model.build}' reads text, and {source} has no data.text; name a column",
-        )
-
-
-def _attribution_problems(attributions: tuple[AttributionSpec, ...], above: Any) -> Problems:
-    yield from _repeated_names(attributions)
-    task = above["data"].known_task if "data" in above else None
-    weights = above["model"].checkpoints if "model" in above else ()
-    epochs = above["train"].epochs if "train" in above else 10**9
-    for place, attribution in enumerate(attributions):
-        if task and attribution.output not in ("auto", *OUTPUTS_OF_TASK[task]):
-            hint = nearest(attribution.output, OUTPUTS_OF_TASK[task])
-            yield (place, "output"), f"a {task} has no '{attribution.output}'{hint}"
-        if data := above.get("data"):
-            yield from _unread_rows(place, attribution, data)
-        late = [epoch for epoch in getattr(attribution, "epochs", ()) if epochs < epoch]
-        if late and not weights:
-            yield (place, "epochs"), f"{late[0]} of {epochs} epochs; write at most {epochs}"
-
-
-def _unread_rows(place: int, attribution: AttributionSpec, data: DataSpec) -> Problems:
-    """What a method that compares rows as they were written does not find in them."""
-    column = getattr(attribution, "column", None)
-    if column is not None and column not in data.metadata:
-        hint = nearest(column, data.metadata) or "; name the column in data.metadata"
-        yield (place, "column"), f"there is no metadata column '{column}'{hint}"
-    if isinstance(attribution, EmbeddingSpec) and column is None and data.text is None:
-        yield (place, "column"), f"missing; {data.source} has no data.text to make embeddings of"
-
-
-def _problem_problems(problems: tuple[ProblemSpec, ...], above: Any) -> Problems:
-    if not problems and above.get("attribution") == ():
-        yield (), "missing, as is attribution; add that, or a problem of kind 'value'"
-    yield from _repeated_names(problems)
-    task = above["data"].known_task if "data" in above else None
-    for place, problem in enumerate(problems):
-        # A query may also be an id, or SQL; only a single word is surely meant as a set.
-        key = "query" if isinstance(problem, DebugSpec) else "targets"
-        for aimed in target_sets(problem):
-            if key == "targets" or re.fullmatch(IDENTIFIER, aimed):
-                yield from _unknown_set((place, key), aimed, above)
-        if isinstance(problem, ValueSpec):
-            if task and problem.output not in ("auto", *WORTHS_OF_TASK[task]):
-                hint = nearest(problem.output, WORTHS_OF_TASK[task])
-                yield (place, "output"), f"a {task} has no '{problem.output}'{hint}"
-            continue
-        if "attribution" in above:
-            names = [attribution.name for attribution in above["attribution"]]
-            for used in attributions_of(problem):
-                if used not in names:
-                    yield (place, "uses"), f"there is no attribution '{used}'{nearest(used, names)}"
-        if isinstance(problem, UnlearnSpec):
-            yield from _unlearn_problems(place, problem, task, above)
-        if isinstance(problem, SelectSpec):
-            yield from _select_problems(place, problem, task, above)
-
-
-def _select_problems(place: int, problem: SelectSpec, task: Task | None, above: Any) -> Problems:
-    if "class" in problem.quotas and task in ("regression", "language"):
-        yield (
-            (place, "quotas", "class"),
-            f"a {task} has no classes; leave the quotas of 'class' out",
-        )
-    for option, names in (("include", problem.included), ("exclude", problem.excluded)):
-        for name in names:
-            yield from _unknown_set((place, option), name, above)
-
-
-def _unlearn_problems(place: int, problem: UnlearnSpec, task: Task | None, above: Any) -> Problems:
-    if problem.forget is not None:
-        yield from _unknown_set((place, "forget"), problem.forget, above)
-        if problem.forget == problem.targets:
-            advice = "forget training rows, and predict for test rows"
-            yield (place, "targets"), f"'{problem.targets}' is what is forgotten; {advice}"
-    known = METHODS_OF_TASK[task] if task else None
-    asked = [("method", problem.method)]
-    if "compare" in problem.model_fields_set:
-        asked += [("compare", method) for method in problem.compare]
-    for option, method in asked:
-        if known and method not in known:
-            yield (place, option), f"a {task} has no '{method}'{nearest(method, known)}"
-
-
-def _verdict_problems(verdict: VerdictSpec, above: Any) -> Problems:
-    problems = above.get("problem", ())
-    # A trace judges the queries that it explains: by models that lack the rows it names.
-    if not problems or not all(isinstance(problem, TraceSpec) for problem in problems):
-        yield from _unknown_set(("judge_on",), verdict.judge_on, above)
-    task = above["data"].known_task if "data" in above else None
-    if task == "regression" and "balanced" in verdict.arms:
-        yield ("arms",), "a regression has no classes to balance; leave 'balanced' out"
-    sets = above.get("sets", {})
-    for problem in problems:
-        if isinstance(problem, ValueSpec | TraceSpec | DebugSpec):
-            continue
-        judged = verdict.judge_on
-        for aimed in target_sets(problem):
-            if judged == aimed or (sets.get(judged) and sets.get(judged) == sets.get(aimed)):
-                advice = "judge on a set that the solver never saw"
-                yield ("judge_on",), f"problem '{problem.name}' is solved for '{aimed}'; {advice}"
-
-
-def _repeated_names(entries: tuple[AttributionSpec, ...] | tuple[ProblemSpec, ...]) -> Problems:
-    names = [entry.name for entry in entries]
-    for place, name in enumerate(names):
-        if name in names[:place]:
-            yield (place, "name"), f"'{name}' is the name of another one; give each its own"
-
-
-def _unknown_set(place: tuple[str | int, ...], name: str, above: Any) -> Problems:
-    if "sets" in above and name not in above["sets"]:
-        yield place, f"there is no set '{name}'{nearest(name, above['sets'])}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -429,37 +290,19 @@ __all__ = [
     "BankSpec",
     "ChoiceSpec",
     "ComputeSpec",
-    "CorruptSpec",
     "CurationSpec",
     "DataSpec",
-    "DatamodelSpec",
     "DebugSpec",
     "DecisionSpec",
-    "EkfacSpec",
-    "EmpiricalInfluenceSpec",
-    "GradCosSpec",
-    "GradDotSpec",
-    "InfluenceSpec",
-    "KfacSpec",
     "LoadedSpec",
-    "ModelSpec",
-    "Output",
-    "ProblemSpec",
-    "ProjectionSpec",
     "Quota",
-    "Reference",
     "RunMethodSpec",
     "SelectSpec",
-    "StoreSpec",
-    "Task",
-    "TracInSpec",
     "TraceSpec",
-    "TrackingSpec",
     "TrainSpec",
     "TrakSpec",
     "UnlearnSpec",
     "ValueSpec",
-    "VerdictSpec",
     "attributions_of",
     "load_spec",
     "parse_spec",
