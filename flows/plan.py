@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from flows import terminal
-from schemas.spec import LoadedSpec
+from schemas.spec import DebugSpec, DecisionSpec, LoadedSpec, TraceSpec, UnlearnSpec
 from store.artifacts import Artifacts
 from store.workspace import Workspace
 from tasks.blueprint import Blueprint
@@ -81,7 +81,7 @@ def _steps(plan: Blueprint) -> Iterator[PlanStep]:
         "scores": "attributions",
         "lds": "evaluations on retrained models",
         "solution": "problems",
-        "verdict": "answers that are checked by retraining",
+        "verdict": f"answers checked by retraining{_retrained(plan)}",
         "values": "what sources or rows are worth, by retraining",
         "run": "ledger and published snapshot",
         "tracking": "MLflow",
@@ -110,3 +110,22 @@ def _extended(plan: Blueprint) -> str:
     }
     parts = [f"{count} {how}" for how, count in counts.items() if count > 0]
     return f": {', '.join(parts)}" if parts else ""
+
+
+def _retrained(plan: Blueprint) -> str:
+    """What each kind of answer retrains to be checked."""
+    seeds = plan.spec.verdict.seeds
+    parts = dict.fromkeys(_retrainings(problem, seeds) for problem in plan.decisions)
+    return f": {'; '.join(parts)}" if parts else ""
+
+
+def _retrainings(problem: DecisionSpec, seeds: int) -> str:
+    match problem:
+        case UnlearnSpec(models=models):
+            return f"{models} of all rows, {2 * models} without what is forgotten"
+        case TraceSpec():
+            return f"{seeds} of all rows, {seeds} without each method's rows of a query"
+        case DebugSpec():
+            return f"{problem.seeds} of each arm of a diagnosis"
+        case _:
+            return f"{seeds} of each arm"
