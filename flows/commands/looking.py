@@ -34,7 +34,7 @@ def status(*, here: Here, as_json: Json = False) -> int:
 
 
 def sql(
-    query: str,
+    query: str | None = None,
     /,
     *,
     here: Here,
@@ -45,7 +45,7 @@ def sql(
     """Run SQL on the published results, read-only.
 
     Args:
-        query: One statement, as in "FROM top_influences(17)".
+        query: One statement, as in "FROM top_influences(17)"; without one, what there is to ask.
         here: The session.
         as_json: Print JSON for scripts.
         csv: Print CSV.
@@ -54,11 +54,15 @@ def sql(
     from flows import terminal
     from store.connect import run_sql
 
-    result = run_sql(found_workspace(here).published, query, limit=limit or None)
+    asked = "FROM contents" if query is None else query
+    result = run_sql(found_workspace(here).published, asked, limit=limit or None)
     if as_json:
         terminal.show_json([dict(zip(result.columns, row, strict=True)) for row in result.rows])
     elif csv:
         terminal.show_csv(result.columns, result.rows)
+    elif query is None:
+        # Sentences may be wrapped, where values of a query are not to be.
+        terminal.show(terminal.table(result.columns, result.rows))
     else:
         terminal.show_rows(result.columns, result.rows)
     if result.truncated:

@@ -413,3 +413,22 @@ COMMENT ON COLUMN closeness_by_arm.verdict_id IS 'The arm; see verdicts.';
 COMMENT ON COLUMN closeness_by_arm.solution_id IS 'The solution.';
 COMMENT ON COLUMN closeness_by_arm.run_id IS 'Its run.';
 COMMENT ON COLUMN closeness_by_arm.committed_at IS 'When the run was committed.';
+
+CREATE VIEW contents AS
+WITH named AS (
+    SELECT
+        'macro' AS kind, f.function_name || '(' || array_to_string(f.parameters, ', ') || ')' AS name,
+        f.comment
+    FROM duckdb_functions() AS f WHERE NOT f.internal AND f.function_type LIKE '%macro'
+    UNION ALL
+    SELECT 'view', v.view_name, v.comment FROM duckdb_views() AS v WHERE NOT v.internal
+    UNION ALL
+    SELECT 'table', t.table_name, t.comment FROM duckdb_tables() AS t WHERE NOT t.internal
+)
+SELECT n.kind, n.name, n.comment
+FROM named AS n
+ORDER BY list_position(['macro', 'view', 'table'], n.kind), n.name;
+COMMENT ON VIEW contents IS 'What there is to ask: every macro with its parameters, every view and every table; DESCRIBE tells the columns of one.';
+COMMENT ON COLUMN contents.kind IS 'macro, view or table.';
+COMMENT ON COLUMN contents.name IS 'How it is asked for; of a macro with its parameters.';
+COMMENT ON COLUMN contents.comment IS 'What it is, or what one row of it is.';

@@ -17,6 +17,7 @@ from flows.starter import write_starter
 from schemas.errors import NotFound
 from schemas.spec import load_spec
 from store.connect import open_ledger, run
+from store.migrate import migrate
 from store.workspace import Workspace
 from tasks.progress import advance, recording
 from tests.flows.conftest import WINNOW, running
@@ -176,6 +177,20 @@ def test_sql_answers_as_a_table_as_json_and_as_csv(winnow: Winnow, published: Wo
     assert json.loads(winnow("sql", "FROM answers", "--json").stdout) == [row]
     lines = list(csv.reader(io.StringIO(winnow("sql", "FROM answers", "--csv").stdout)))
     assert lines == [["number", "text", "gap"], ["42", "a, [b]", ""]]
+
+
+def test_sql_without_a_statement_lists_what_there_is_to_ask(
+    winnow: Winnow, published: Workspace
+) -> None:
+    connection = open_ledger(published.published)
+    run(connection, "DROP TABLE runs")
+    migrate(connection)
+    connection.close()
+    shown = winnow("sql").stdout
+    assert "top_influences(query, n, attribution)" in shown
+    assert max(map(len, shown.splitlines())) <= 120
+    names = {row["name"] for row in json.loads(winnow("sql", "--json").stdout)}
+    assert {"mislabel_candidates", "scores", "traces(query, n, tracing)"} <= names
 
 
 def test_sql_says_when_there_is_more(winnow: Winnow, published: Workspace) -> None:

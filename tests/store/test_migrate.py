@@ -68,6 +68,7 @@ def test_the_published_names_are_these() -> None:
     views = {
         "bank_by_kind",
         "closeness_by_arm",
+        "contents",
         "dropped_examples",
         "latest_attribution",
         "latest_solution",

@@ -110,6 +110,21 @@ def test_an_output_without_a_good_direction_is_refused(tmp_path: Path) -> None:
     assert suspects == [(None,)] * N_TRAIN
 
 
+def test_contents_name_all_that_there_is_to_ask_and_say_what_it_is(published: Path) -> None:
+    rows = ask(published, "FROM contents")
+    asked = {
+        "SELECT view_name FROM duckdb_views() WHERE NOT internal": "view",
+        "SELECT table_name FROM duckdb_tables() WHERE NOT internal": "table",
+    }
+    for sql, kind in asked.items():
+        known = {name for (name,) in run_sql(published, sql).rows}
+        assert {row["name"] for row in rows if row["kind"] == kind} == known
+    macros = [row["name"] for row in rows if row["kind"] == "macro"]
+    assert "top_influences(query, n, attribution)" in macros
+    assert [row["name"] for row in rows[: len(macros)]] == sorted(macros)
+    assert all(row["comment"] for row in rows)
+
+
 def test_an_empty_snapshot_says_that_nothing_was_attributed(tmp_path: Path) -> None:
     from store.ledger import Ledger
 
