@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from tests.tasks.pipeline import exchanged
+
 SPEC = """
 name = "wines"
 seed = 1
@@ -53,11 +55,7 @@ seeds = 3
 
 def written(folder: Path, *changes: tuple[str, str]) -> Path:
     """The spec with changes, in a folder."""
-    text = SPEC
-    for old, new in changes:
-        assert old in text, old
-        text = text.replace(old, new)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "wines.toml"
-    path.write_text(text)
+    path.write_text(exchanged(SPEC, *changes))
     return path

@@ -1,4 +1,4 @@
-"""Runs the stages of a spec one after the other, without a Prefect server."""
+"""Specs with changes, and their stages one after the other without a Prefect server."""
 
 from pathlib import Path
 
@@ -14,6 +14,21 @@ from tasks.value import appraise
 from tasks.verdict import judge
 
 TINY = Path(__file__).parents[2] / "examples" / "tiny.toml"
+
+
+def exchanged(text: str, *changes: tuple[str, str]) -> str:
+    """A spec's text with some of it exchanged; all that is to go must be there."""
+    for old, new in changes:
+        assert old in text, old
+        text = text.replace(old, new)
+    return text
+
+
+def edited(folder: Path, *changes: tuple[str, str]) -> Path:
+    """The tiny spec with some of its text exchanged, in a folder."""
+    path = folder / "spec.toml"
+    path.write_text(exchanged(TINY.read_text(), *changes))
+    return path
 
 
 def run_stages(spec: Path, workspace: Path, *, until: str = "run") -> Job:

@@ -24,20 +24,9 @@ from tasks.begin import discard
 from tasks.blueprint import Blueprint
 from tasks.extend import adopt_verdicts, draw_models
 from tasks.job import Job, blueprint
-from tests.tasks.pipeline import TINY, run_stages
+from tests.tasks.pipeline import TINY, edited, run_stages
 
 KINDS = ("calibrate", "evaluate")
-
-
-def edited(folder: Path, *changes: tuple[str, str]) -> Path:
-    """The tiny spec with some of its text replaced."""
-    text = TINY.read_text()
-    for old, new in changes:
-        assert old in text
-        text = text.replace(old, new)
-    path = folder / "spec.toml"
-    path.write_text(text)
-    return path
 
 
 def chunks(plan: Blueprint) -> list[Manifest]:

@@ -16,7 +16,7 @@ from tasks.problems.arms import masks_of, training_losses
 from tasks.problems.objective import objective, surrogates_of, targets_of, utility_at
 from tasks.problems.select import bounds_of
 from tasks.score import load_scores
-from tests.tasks.pipeline import run_stages
+from tests.tasks.pipeline import exchanged, run_stages
 
 SPEC = """
 name = "stones"
@@ -316,8 +316,7 @@ def test_similar_rows_have_the_highest_mean_cosine_with_the_targets(done: Bluepr
 
 def edited(folder: Path, old: str, new: str) -> Path:
     spec = stones(folder)
-    assert old in SPEC
-    spec.write_text(SPEC.replace(old, new))
+    spec.write_text(exchanged(SPEC, (old, new)))
     return spec
 
 

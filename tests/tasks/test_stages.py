@@ -23,7 +23,7 @@ from tasks.preflight import open_job, preflight
 from tasks.progress import StageProgress, listening
 from tasks.reporting.report import read_findings, summary_text
 from tasks.score import calibrating_bank, load_scores
-from tests.tasks.pipeline import TINY, run_stages
+from tests.tasks.pipeline import TINY, edited, exchanged, run_stages
 
 
 @pytest.fixture(scope="module")
@@ -40,16 +40,6 @@ def sealed(workspace: Path) -> dict[tuple[str, str], Manifest]:
     artifacts = Artifacts(Workspace(workspace).artifacts)
     stages = [each.name for each in artifacts.root.iterdir() if each.name != "unfinished"]
     return {(m.stage, m.key): m for stage in stages for m in artifacts.manifests(stage)}
-
-
-def edited(folder: Path, *changes: tuple[str, str]) -> Path:
-    text = TINY.read_text()
-    for old, new in changes:
-        assert old in text
-        text = text.replace(old, new)
-    path = folder / "spec.toml"
-    path.write_text(text)
-    return path
 
 
 def test_a_run_ends_in_the_published_tables(done: Blueprint) -> None:
@@ -357,11 +347,9 @@ def bank_only(folder: Path) -> Path:
     """A spec of methods that read the bank alone, on a bank that is large enough."""
     text = TINY.read_text()
     first = text.index("[[attribution]]")
+    text = text[:first] + BANK_ONLY.lstrip() + text[text.index("[[problem]]") + 11 :]
     path = folder / "spec.toml"
-    path.write_text(text[:first] + BANK_ONLY.lstrip() + text[text.index("[[problem]]") + 11 :])
-    for old, new in (("models = 24", "models = 80"), ('"trak"', '"lasso"')):
-        assert old in path.read_text()
-        path.write_text(path.read_text().replace(old, new))
+    path.write_text(exchanged(text, ("models = 24", "models = 80"), ('"trak"', '"lasso"')))
     return path
 
 

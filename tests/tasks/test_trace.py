@@ -27,7 +27,7 @@ from tasks.problems.trace import TOP_FILE, truth_of
 from tasks.reporting.entries import NOTE_TAG, entries, refuse_undeclared
 from tasks.reporting.report import read_findings, summary_json, summary_text
 from tasks.score import load_scores
-from tests.tasks.pipeline import run_stages
+from tests.tasks.pipeline import exchanged, run_stages
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "facts"
 SMALLER = {"epochs": 2, "models": 12, "seeds": 2, "judged": 6, "dim": 8}
@@ -40,10 +40,7 @@ def spec_of(folder: Path, changes: dict[str, str] | None = None) -> Path:
     text = path.read_text(encoding="utf-8")
     for key, size in SMALLER.items():
         text = re.sub(rf"^{key} = \d+$", f"{key} = {size}", text, flags=re.MULTILINE)
-    for old, new in (changes or {}).items():
-        assert old in text
-        text = text.replace(old, new)
-    path.write_text(text, encoding="utf-8")
+    path.write_text(exchanged(text, *(changes or {}).items()), encoding="utf-8")
     return path
 
 

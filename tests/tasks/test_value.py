@@ -27,20 +27,16 @@ from tasks.reporting.entries import entries, refuse_undeclared
 from tasks.reporting.report import read_findings, summary_json, summary_text
 from tasks.retrainings import ids_of
 from tasks.value import ERRORS_FILE, VALUES_FILE, models_of
-from tests.tasks.pipeline import run_stages
+from tests.tasks.pipeline import exchanged, run_stages
 
 VENDORS = Path(__file__).parents[2] / "examples" / "vendors" / "vendors.toml"
 
 
 def edited(folder: Path, *changes: tuple[str, str]) -> Path:
     """The example with changes, beside a copy of its rows."""
-    text = VENDORS.read_text()
-    for old, new in changes:
-        assert old in text
-        text = text.replace(old, new)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "leaves.csv").write_bytes(VENDORS.with_name("leaves.csv").read_bytes())
-    (folder / "vendors.toml").write_text(text)
+    (folder / "vendors.toml").write_text(exchanged(VENDORS.read_text(), *changes))
     return folder / "vendors.toml"
 
 
