@@ -14,12 +14,7 @@ if TYPE_CHECKING:
     from optimize.unlearning.methods import Unlearned, unlearn
     from optimize.unlearning.recipes import METHODS, Method, Tuning, method_of
     from optimize.unlearning.request import Cost, forget_rows
-    from optimize.unlearning.scale import (
-        RemovalScale,
-        RemovalSlopes,
-        removal_scale,
-        removal_slopes,
-    )
+    from optimize.unlearning.scale import RemovalSlopes, removal_slopes
 
 _HOMES = {
     "Directions": "directions",
@@ -33,9 +28,7 @@ _HOMES = {
     "forget_rows": "request",
     "RemovalChange": "changes",
     "removal_change": "changes",
-    "RemovalScale": "scale",
     "RemovalSlopes": "scale",
-    "removal_scale": "scale",
     "removal_slopes": "scale",
     "Unlearned": "methods",
     "unlearn": "methods",
@@ -47,7 +40,6 @@ __all__ = [
     "Directions",
     "Method",
     "RemovalChange",
-    "RemovalScale",
     "RemovalSlopes",
     "Tuning",
     "Unlearned",
@@ -55,7 +47,6 @@ __all__ = [
     "forget_rows",
     "method_of",
     "removal_change",
-    "removal_scale",
     "removal_slopes",
     "unlearn",
     "unlearned_logits",

@@ -19,6 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from attribution.evaluate import Bank
+from attribution.statistics import group_means
+from attribution.subsets import mask_groups
 from optimize.intervals import t_interval
 from schemas.errors import ShapeError
 
@@ -92,17 +94,18 @@ def removal_change(
             f"predicted changes {moved.shape} and asked ones {wanted.shape} do not fit bank "
             f"outputs {outputs.shape}; give [M, C, q], [C, q] and [M, q]"
         )
-    distinct, first, place = np.unique(masks, axis=0, return_index=True, return_inverse=True)
-    count = len(distinct)
+    group, first = mask_groups(masks)
+    count = len(first)
     if count < FEWEST_SUBSETS:
         raise ShapeError(
             f"the bank has {count} distinct subsets; {FEWEST_SUBSETS} or more say how large "
             "removals are"
         )
-    averaged, seed_variance = _grouped(outputs, place.reshape(-1), count)
+    averaged = group_means(outputs, group)
+    seed_variance = _seed_variance(outputs, averaged, group)
     x, noise = _with_noise(moved[first])
     target, own_noise = _with_noise(wanted[None])
-    lost = (~distinct).sum(axis=1).astype(np.float64)
+    lost = (~masks[first]).sum(axis=1).astype(np.float64)
     line = _line(x, averaged, noise, lost)
     reliable = 1 - own_noise.mean() / target.var() if target.var() > 0 else 1.0
     shrunk = target[0].mean() + np.clip(reliable, 0, 1) * (target[0] - target[0].mean())
@@ -189,20 +192,16 @@ def _with_noise(moved: Float64) -> tuple[Float64, Float64]:
     return moved.mean(axis=1), spread
 
 
-def _grouped(
-    outputs: Float64, place: npt.NDArray[np.intp], count: int
-) -> tuple[Float64, Float64 | None]:
-    """Mean outputs of each subset [G, q], and variances over seeds, of their mean first [1 + q].
+def _seed_variance(
+    outputs: Float64, averaged: Float64, group: npt.NDArray[np.intp]
+) -> Float64 | None:
+    """Variances over seeds of the mean over queries, then of each query: [1 + q].
 
-    The second is None where no subset was trained twice.
+    None where no subset was trained twice.
     """
-    models = np.bincount(place, minlength=count)
-    sums = np.zeros((count, outputs.shape[1]))
-    np.add.at(sums, place, outputs)
-    averaged = sums / models[:, None]
-    repeats = int((models - 1).sum())
+    repeats = len(outputs) - len(averaged)
     if not repeats:
-        return averaged, None
-    left = outputs - averaged[place]
+        return None
+    left = outputs - averaged[group]
     own = np.column_stack([left.mean(axis=1), left])
-    return averaged, (own**2).sum(axis=0) / repeats
+    return np.asarray((own**2).sum(axis=0) / repeats)

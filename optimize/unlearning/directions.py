@@ -194,7 +194,7 @@ def unlearned_logits(
         inputs: Any inputs [n, ...], of the training set or not.
         directions: Of `forget_directions`.
         forget_set: Which of its sets.
-        scale: a, from calibration (`removal_scale`): one number, or one for each input.
+        scale: a, from calibration (`removal_slopes`): one number, or one for each input.
         shared: Take the mean change over checkpoints for every model, not each its own.
         device: auto, cpu or cuda.
 
