@@ -88,23 +88,21 @@ def worst_moves(
     *,
     budget: int,
     own: npt.ArrayLike | None = None,
-    better: int = 1,
     allowance: float = np.inf,
 ) -> Poisoning:
     """The problem of harming a target most, from effects of rows under labels.
 
     Args:
         moves: Flips, or insertions of candidates.
-        target: `label_effects` [n, K] on the weighted mean output of the targets.
+        target: `label_effects` [n, K] on the weighted mean output of the targets, a loss's negated.
         side: The same on everything else.
         budget: Moves at most.
         own: The labels that flips take away; None for insertions.
-        better: +1 where a better model has more of the output (margin), -1 for a loss.
         allowance: What everything else may lose, in the unit of `side`.
     """
     return Poisoning(
-        damage=-better * moves.gains(target, own),
-        side=better * moves.gains(side, own),
+        damage=-moves.gains(target, own),
+        side=moves.gains(side, own),
         rows=moves.rows,
         budget=budget,
         allowance=allowance,
