@@ -31,8 +31,8 @@ States = Mapping[str, "Tensor"]
 # What the numerics call the two steps: one function, told which Hessian.
 _STEPS = {"newton": True, "influence": False}
 # What was tuned on the digits perceptron, on other forget sets than those that are reported
-# (benchmarks/unlearning.py); `batches` and `retain_rows` are of an epoch, so that what was tuned on
-# small forget sets does not climb in too many steps on large ones.
+# (benchmarks/unlearning_cases.py); `batches` and `retain_rows` are of an epoch, so that what was
+# tuned on small forget sets does not climb in too many steps on large ones.
 _TUNED: dict[str, dict[str, Any]] = {
     "matching": {"batch_size": 128, "retain_rows": 800, "lr": 5e-4, "epochs": 3, "repeats": 2}
     | {"warm": True},
