@@ -28,7 +28,7 @@ import numpy as np
 
 from attribution import attribute, lds
 from attribution.api import Scores
-from attribution.bank import draw_masks, train_bank
+from attribution.bank import draw_masks
 from attribution.fact_removal import RANDOM, design_removal, removal_effects
 from attribution.latent_words import latent_words
 from attribution.models import build
@@ -39,12 +39,12 @@ from attribution.streams import Purpose, stream
 from attribution.tail_patch import tail_patch
 from attribution.tracing import retrieval, top_rows_of
 from attribution.training import Recipe, train_models
-from benchmarks.modalities import Case, states_of
+from benchmarks.modalities import Case, bank_of, states_of
 from tasks.intake.tokens import WORD
 
 RELATIONS = ("P101", "P159", "P36", "P449")
 STATEMENTS = 3  # of each kind, and rows that a query loses
-REPEATS, JUDGING, TUNING, SEEDS, HALVES = 2, 20, 8, 2, 5
+REPEATS, JUDGING, TUNING, HALVES = 2, 20, 8, 5
 LENGTH = 20
 RATE = 0.02
 
@@ -154,22 +154,7 @@ def case_of(facts: Facts) -> Case:
 def scores_of(facts: Facts, case: Case, states: list[Mapping[str, Any]]) -> dict[str, Scores]:
     """Every method's scores; those with a damping tune it on a bank, and all are judged on one."""
     train, queries = latent_words(facts.train, facts.queries)
-    n_train = len(case.train[0])
-    banks = []
-    for subsets, seed in ((TUNING, 1), (JUDGING, 2)):
-        masks, seeds, alpha = draw_masks(n_train, subsets * SEEDS, [0.5], SEEDS, seed)
-        banks.append(
-            train_bank(
-                case.model,
-                case.train,
-                queries=case.queries,
-                masks=masks,
-                seeds=seeds,
-                training=case.recipe,
-                alpha=alpha,
-            )
-        )
-    tune, judge = banks
+    tune, judge = bank_of(case, TUNING, 1), bank_of(case, JUDGING, 2)
     embeddings = {"train_embeddings": train, "query_embeddings": queries}
     halves = half_states(case)
     methods: list[tuple[str, str, Any, dict[str, Any]]] = [
