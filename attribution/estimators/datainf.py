@@ -21,8 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from attribution.estimators.gradient_products import RowGradients
-from attribution.estimators.request import Clock, Record, Request, open_sink
-from attribution.estimators.tuning import checked_damping, given_damping, tune_on_bank
+from attribution.estimators.request import Clock, Record, Request, damping_of, open_sink
 from attribution.outputs import Output
 from schemas.errors import DataError
 
@@ -48,16 +47,9 @@ def estimate(
     clock = Clock()
     sides = [_Side(request, number) for number in range(len(request.checkpoints))]
     clock.stop("lengths")
-    chosen = given_damping(damping) or tune_on_bank(
-        partial(_predictions, request, sides),
-        request.bank,
-        n_train=len(request.train),
-        n_query=len(request.queries),
-        grid=GRID,
-        aggregate=request.aggregate,
-        default=DEFAULT_RHO,
+    chosen = damping_of(
+        request, damping, partial(_predictions, request, sides), grid=GRID, default=DEFAULT_RHO
     )
-    checked_damping(chosen)
     clock.stop("tune")
     n_query, n_train = len(request.queries), len(request.train)
     target, send = open_sink(request.out, n_query, n_train)

@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from attribution.estimators.request import Request, open_sink
-from attribution.estimators.tuning import Damping, checked_damping, given_damping, tune_on_bank
+from attribution.estimators.request import Request, damping_of, open_sink
+from attribution.estimators.tuning import Damping
 
 # Gradients that are kept for a second use, and that one block may hold (1 GiB of float32).
 KEPT_ENTRIES = 2**28
@@ -58,16 +58,8 @@ def diagonal_damping(
     Raises:
         ShapeError: It is not above 0, or neither a number nor "auto".
     """
-    chosen = given_damping(damping) or tune_on_bank(
-        partial(_predictions, request, sides),
-        request.bank,
-        n_train=len(request.train),
-        n_query=len(request.queries),
-        grid=GRID,
-        aggregate=request.aggregate,
-        default=default,
-    )
-    return checked_damping(chosen)
+    predict = partial(_predictions, request, sides)
+    return damping_of(request, damping, predict, grid=GRID, default=default)
 
 
 def diagonal_scores(request: Request, sides: Sequence[Side], rho: float) -> NDArray[np.float32]:

@@ -14,7 +14,14 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from attribution.estimators.tuning import BankRows, bank_arrays
+from attribution.estimators.tuning import (
+    BankRows,
+    Damping,
+    Predict,
+    bank_arrays,
+    given_damping,
+    tune_on_bank,
+)
 from attribution.outputs import OutputLike, output_name
 from attribution.rows import Rows
 from schemas.errors import ShapeError
@@ -92,6 +99,42 @@ def fitted_rows(request: Request) -> tuple[NDArray[np.bool_], NDArray[np.float64
             f"the bank holds {str(kept)!r} and {asked!r} is asked for; ask for the bank's output"
         )
     return bank_arrays(request.bank, len(request.train), len(request.queries))
+
+
+def damping_of(
+    request: Request,
+    damping: float | str,
+    predict: Predict,
+    *,
+    grid: Sequence[float],
+    default: float,
+) -> Damping:
+    """The damping that was given, or for "auto" what the request's bank chooses of a grid.
+
+    Args:
+        request: What is asked.
+        damping: rho > 0 in mean eigenvalues, or "auto".
+        predict: The estimator, at every rho of the grid; called where there is a bank to tune on.
+        grid: Values of rho to try.
+        default: What "auto" is without a bank.
+
+    Raises:
+        ShapeError: It is not above 0, or neither a number nor "auto"; or the bank does not fit.
+    """
+    chosen = given_damping(damping) or tune_on_bank(
+        predict,
+        request.bank,
+        n_train=len(request.train),
+        n_query=len(request.queries),
+        grid=grid,
+        aggregate=request.aggregate,
+        default=default,
+    )
+    if not 0.0 < chosen.rho < float("inf"):
+        raise ShapeError(
+            f"damping is {chosen.rho}; give a positive number (1 is one mean eigenvalue)"
+        )
+    return chosen
 
 
 def open_sink(

@@ -127,19 +127,6 @@ def given_damping(damping: float | str) -> Damping | None:
     return Damping(rho=float(damping), table=(), chosen_from="given")
 
 
-def checked_damping(chosen: Damping) -> Damping:
-    """The damping, once it is known to be above 0.
-
-    Raises:
-        ShapeError: It is not.
-    """
-    if not 0.0 < chosen.rho < float("inf"):
-        raise ShapeError(
-            f"damping is {chosen.rho}; give a positive number (1 is one mean eigenvalue)"
-        )
-    return chosen
-
-
 def _by_size(masks: NDArray[np.bool_]) -> list[NDArray[np.intp]]:
     sizes = masks.sum(axis=1)
     groups = [np.flatnonzero(sizes == size) for size in np.unique(sizes)]
