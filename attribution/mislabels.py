@@ -1,8 +1,8 @@
 """Which labels are wrong, and how sure that is: suspicion made into a probability.
 
 Suspicion is any number that wrong rows have more of: self-influence, harm, the loss of models that
-did not see the row. `mislabel_detection` ranks by it; here it becomes a probability by a mixture,
-and predictions of models that did not see a row become suspicion (confident learning, memorising).
+did not see the row. Here it becomes a probability by a mixture, and predictions of models that did
+not see a row become suspicion (confident learning, memorising).
 """
 
 from dataclasses import dataclass, field

@@ -3,6 +3,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from sklearn.decomposition import PCA
+from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.neighbors import NearestNeighbors
 
 from attribution.api import Scores
@@ -100,6 +101,18 @@ def test_recall_counts_planted_rows_among_the_most_suspicious_and_shares_ties() 
     assert found["flat"].average_precision == pytest.approx(0.4)
     assert judge_screens({"half": [5, 1, 4, 3, 2]}, planted, budget=5)["half"].recall == 1
     assert suspects([1.0, 3.0, 3.0, 2.0], 2).tolist() == [False, True, True, False]
+
+
+def test_harm_and_self_influence_find_wrong_labels_as_scikit_learn_says() -> None:
+    wrong = RNG.random(50) < 0.2
+    suspicion = {
+        "harm": harmful(RNG.standard_normal((7, 50)) - wrong),
+        "self-influence": memorised(RNG.random(50) + wrong),
+    }
+    for name, found in judge_screens(suspicion, wrong).items():
+        assert found.auroc == pytest.approx(roc_auc_score(wrong, suspicion[name]))
+        want = average_precision_score(wrong, suspicion[name])
+        assert found.average_precision == pytest.approx(want)
 
 
 @pytest.mark.parametrize(
