@@ -8,13 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from attribution.estimators.features import Features, featurize
-from attribution.estimators.shortcuts import (
-    logit_changes,
-    removal_totals,
-    removal_vectors,
-    target_totals,
-)
-from attribution.estimators.trak import trak_scores
+from attribution.estimators.shortcuts import logit_changes
 from attribution.outputs import evaluate
 from attribution.projection import Projection, backproject, sketch
 from attribution.streams import stream
@@ -68,41 +62,18 @@ def sets(
     return of(rows(N, 1), "margin", ggn), of(rows(M, 2), output, False)
 
 
-@pytest.mark.parametrize(
-    ("average", "leverage", "curvature", "dim"),
-    [
-        ("scores", False, "logistic", 8),
-        ("features", False, "after-kernel", 64),
-        ("features", True, "ggn", 64),
-        ("scores", True, "ggn", 8),
-    ],
-)
-def test_totals_equal_sums_of_scores(
-    average: str, leverage: bool, curvature: str, dim: int
-) -> None:
-    train, queries = sets(Projection(dim=dim))
-    options: dict[str, Any] = {"average": average, "leverage": leverage, "curvature": curvature}
-    options["damping"] = 0.7
-    full = trak_scores(train, queries, **options)
-    weights = stream(3).standard_normal(M)
-    totals = target_totals(train, queries, weights, **options)
-    assert totals.dtype == np.float32
-    scale = np.abs(full).max()
-    np.testing.assert_allclose(totals, weights @ full, rtol=1e-5, atol=1e-6 * scale)
-    removed = np.array([1, 4, 5, 19])
-    changes = removal_totals(train, queries, removed, **options)
-    np.testing.assert_allclose(changes, -full[:, removed].sum(1), rtol=1e-5, atol=1e-6 * scale)
-    flags = np.isin(np.arange(N), removed)
-    np.testing.assert_array_equal(changes, removal_totals(train, queries, flags, **options))
-
-
 @pytest.mark.parametrize("kind", KINDS)
-def test_logit_changes_equal_sums_of_scores_of_every_logit(kind: str) -> None:
+def test_logit_changes_are_products_with_the_features_of_every_logit(kind: str) -> None:
     projection = Projection(kind=kind, dim=16)
-    removed = np.array([0, 3, 11])
     inputs, labels = rows(M, 2)
     train, margins = sets(projection)
-    vectors = removal_vectors(train, removed, damping=0.5)
+    width = train[0].sketch.shape[1]
+    vectors = [torch.from_numpy(stream(9, c).standard_normal(width)) for c in range(C)]
+
+    def product(asked: list[Features]) -> np.ndarray:
+        pairs = zip(asked, vectors, strict=True)
+        return -torch.stack([own.sketch @ vector for own, vector in pairs]).mean(0).numpy()
+
     changes = logit_changes(
         net(),
         states(),
@@ -121,8 +92,9 @@ def test_logit_changes_equal_sums_of_scores_of_every_logit(kind: str) -> None:
             return logits[..., number] + 0 * targets
 
         _, asked = sets(projection, logit, ggn=False)
-        want = removal_totals(train, asked, removed, damping=0.5)
-        np.testing.assert_allclose(changes[:, :, number].mean(0), want, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(
+            changes[:, :, number].mean(0), product(asked), rtol=1e-5, atol=1e-6
+        )
     # The margin, through the logits: its derivative at each checkpoint times their changes.
     through = torch.zeros(M, dtype=DOUBLE)
     for state, change in zip(states(), changes, strict=True):
@@ -131,9 +103,7 @@ def test_logit_changes_equal_sums_of_scores_of_every_logit(kind: str) -> None:
         logits = model(inputs).detach().requires_grad_()
         (slope,) = torch.autograd.grad(evaluate("margin", logits, labels).sum(), logits)
         through += (slope * torch.from_numpy(change)).sum(1) / C
-    np.testing.assert_allclose(
-        through.numpy(), removal_totals(train, margins, removed, damping=0.5), rtol=1e-4, atol=1e-5
-    )
+    np.testing.assert_allclose(through.numpy(), product(margins), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -156,37 +126,33 @@ def test_backprojection_is_the_transpose_of_the_sketch(
     torch.testing.assert_close(gradients @ found, left, rtol=1e-6, atol=1e-6)
 
 
-def refusals() -> list[tuple[str, Callable[[list[Features], list[Features]], object]]]:
+def refusals() -> list[tuple[str, Callable[[list[Features]], object]]]:
     sparse = Projection(dim=16)
 
     def change(train: list[Features], **options: Any) -> object:
         options = {"projection": sparse, "seed": 5} | options
-        vectors = removal_vectors(train, np.array([0]))
+        vectors = [torch.ones(own.sketch.shape[1], dtype=DOUBLE) for own in train]
         inputs = rows(M, 2)[0]
         return logit_changes(net(), states(), inputs, vectors, train=train, dtype=DOUBLE, **options)
 
     return [
-        ("give one for each of 6 queries", lambda t, q: target_totals(t, q, np.ones(M - 1))),
-        ("there are 20 rows", lambda t, q: removal_totals(t, q, np.array([N]))),
-        ("one flag for each of 20 rows", lambda t, q: removal_totals(t, q, np.ones(3, bool))),
-        ("give row positions", lambda t, q: removal_totals(t, q, np.array([0.5]))),
-        ("the seed that they were made with", lambda t, _: change(t, seed=6)),
-        ("2 checkpoints, 1 vectors", lambda t, _: change(t[:1])),
+        ("the seed that they were made with", lambda train: change(train, seed=6)),
+        ("2 checkpoints, 1 vectors", lambda train: change(train[:1])),
         (
             "'auto' names no matrix",
-            lambda *_: backproject(
+            lambda _: backproject(
                 torch.zeros(9), Projection(kind="auto", dim=9), seed=0, checkpoint=0, p=99
             ),
         ),
         (
             "one number for each column",
-            lambda *_: backproject(torch.zeros(9), sparse, seed=0, checkpoint=0, p=99),
+            lambda _: backproject(torch.zeros(9), sparse, seed=0, checkpoint=0, p=99),
         ),
     ]
 
 
 @pytest.mark.parametrize(("message", "request_"), refusals())
 def test_what_does_not_fit_is_refused(message: str, request_: Callable[..., object]) -> None:
-    train, queries = sets(Projection(dim=16), ggn=False)
+    train, _ = sets(Projection(dim=16), ggn=False)
     with pytest.raises(ShapeError, match=message):
-        request_(train, queries)
+        request_(train)
