@@ -4,8 +4,6 @@ from typing import Literal
 
 from schemas.errors import DeviceUnavailable
 
-DeviceName = Literal["auto", "cpu", "cuda"]
-
 
 def resolve(device: str = "auto") -> Literal["cpu", "cuda"]:
     """The device that a request means on this machine.

@@ -21,6 +21,7 @@ from attribution.bootstrap import (
     resample_counts,
     small_sample_shift,
 )
+from attribution.scored import check_finite, recorded_output
 from attribution.statistics import (
     Triple,
     anova_reliability,
@@ -305,23 +306,17 @@ def checked_scores(scores: npt.ArrayLike, bank: Bank) -> FloatArray:
             f"scores have shape {tau.shape}, but the bank holds {outputs.shape[1]} queries and "
             f"{masks.shape[1]} training rows; give scores [n_query, n_train] of the same rows"
         )
-    if not np.isfinite(tau).all():
-        query, row = np.argwhere(~np.isfinite(tau))[0]
-        raise ShapeError(
-            f"the score of query {query} and training row {row} is {tau[query, row]}; "
-            "scores must be finite"
-        )
+    check_finite(tau)
     if not np.isfinite(outputs).all():
         row, query = np.argwhere(~np.isfinite(outputs))[0]
         raise ShapeError(
             f"the bank's output of row {row} and query {query} is {outputs[row, query]}; leave out "
             "retrainings that diverged"
         )
-    record, kept = getattr(scores, "record", None), getattr(bank, "output", None)
-    scored = record.get("output") if isinstance(record, Mapping) else None
-    if scored is not None and kept is not None and str(scored) != str(kept):
+    scored, kept = recorded_output(scores), getattr(bank, "output", None)
+    if scored is not None and kept is not None and scored != str(kept):
         raise ShapeError(
-            f"the scores are of output {str(scored)!r} and the bank holds {str(kept)!r}; "
+            f"the scores are of output {scored!r} and the bank holds {str(kept)!r}; "
             "score and retrain for one output"
         )
     return tau

@@ -23,6 +23,7 @@ from attribution.outputs import (
     task_output,
 )
 from attribution.rows import Rows, Source
+from attribution.scored import check_finite, recorded_output
 from attribution.streams import Purpose, stream
 from attribution.training import Recipe
 from schemas.errors import ShapeError
@@ -191,13 +192,8 @@ def checked_for(scores: npt.ArrayLike, retraining: Retraining) -> npt.NDArray[np
             f"scores have shape {tau.shape}; {wanted[0]} queries and {wanted[1]} training rows "
             "are retrained"
         )
-    if not np.isfinite(tau).all():
-        query, row = np.argwhere(~np.isfinite(tau))[0]
-        raise ShapeError(
-            f"the score of query {query} and training row {row} is {tau[query, row]}; "
-            "scores must be finite"
-        )
-    scored, kept = getattr(scores, "record", {}).get("output"), output_name(retraining.kept)
+    check_finite(tau)
+    scored, kept = recorded_output(scores), output_name(retraining.kept)
     if scored is not None and scored != kept:
         raise ShapeError(
             f"the scores are of output {scored!r} and {kept!r} is retrained; use one output"

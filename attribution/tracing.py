@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from attribution.bootstrap import resample_counts
 from attribution.outputs import FALLING
+from attribution.scored import check_finite, recorded_output
 from attribution.statistics import Triple
 from attribution.streams import Purpose, stream
 from schemas.errors import ShapeError
@@ -118,14 +119,8 @@ def helpfulness(scores: npt.ArrayLike) -> FloatArray:
     tau = np.asarray(scores, dtype=np.float64)
     if tau.ndim != 2:
         raise ShapeError(f"scores have shape {tau.shape}; give [n_query, n_train]")
-    if not np.isfinite(tau).all():
-        query, row = np.argwhere(~np.isfinite(tau))[0]
-        raise ShapeError(
-            f"the score of query {query} and training row {row} is {tau[query, row]}; "
-            "scores must be finite"
-        )
-    record: Any = getattr(scores, "record", {})
-    return -tau if record.get("output") in FALLING else tau
+    check_finite(tau)
+    return -tau if recorded_output(scores) in FALLING else tau
 
 
 def top_rows_of(scores: npt.ArrayLike, k: int, *, seed: int = 0) -> npt.NDArray[np.intp]:

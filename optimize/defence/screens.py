@@ -12,6 +12,7 @@ import numpy.typing as npt
 from scipy.stats import rankdata
 
 from attribution.outputs import FALLING, Output, OutputLike
+from attribution.scored import recorded_output
 from attribution.statistics import ratio
 from schemas.errors import ShapeError
 
@@ -169,8 +170,7 @@ def _distances(rows: Float64) -> Iterator[tuple[slice, Float64]]:
 
 
 def _sign(scores: npt.ArrayLike, output: OutputLike) -> float:
-    known = getattr(scores, "record", {}).get("output", output)
-    return 1.0 if known in FALLING else -1.0
+    return 1.0 if (recorded_output(scores) or output) in FALLING else -1.0
 
 
 def _classes(labels: npt.ArrayLike, n: int) -> list[npt.NDArray[np.intp]]:
