@@ -20,12 +20,11 @@ import numpy as np
 
 from attribution import attribute, estimators, lds
 from attribution.bank import RetrainBank, train_bank
-from attribution.streams import Purpose, stream
-from attribution.training import train_models
 from attribution.training.recipe import exposures
 from attribution.valuation import bernoulli_masks
 from benchmarks.lds_digits import N_CHECKPOINTS, N_TRAIN, RECIPE, Pair, bank_of, model, problem
 from benchmarks.lds_run import ADAM, EPOCHS, snapshots
+from benchmarks.retrained import network_seeds, networks
 
 # Retrainings that methods are fitted to which read nothing else: one seed each.
 FITTED = 400
@@ -83,16 +82,12 @@ class Digits:
     @cached_property
     def seeds(self) -> list[int]:
         """Of the networks of all rows."""
-        return [
-            int(stream(self.seed, Purpose.INIT, c).integers(2**62)) for c in range(N_CHECKPOINTS)
-        ]
+        return network_seeds(N_CHECKPOINTS, self.seed)
 
     @cached_property
     def networks(self) -> list[Any]:
         """Independent networks of all rows."""
-        whole = np.ones((N_CHECKPOINTS, N_TRAIN), dtype=bool)
-        trained = train_models(model, self.train, masks=whole, seeds=self.seeds, training=RECIPE)
-        return [dict(trained.state(number)) for number in range(N_CHECKPOINTS)]
+        return networks(model, self.train, RECIPE, N_CHECKPOINTS, self.seed)
 
     @cached_property
     def run(self) -> list[Any]:

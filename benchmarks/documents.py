@@ -21,14 +21,14 @@ from pathlib import Path
 import numpy as np
 
 from attribution import attribute
-from attribution.bank import draw_masks, train_bank
 from attribution.models import build
 from attribution.outputs import of_models
 from attribution.retraining import Retraining
 from attribution.statistics import welch_interval
 from attribution.streams import Purpose, stream
 from attribution.training import Recipe, predict, train_models
-from optimize import calibrate, random_subset
+from benchmarks.retrained import bank_of_subsets, network_seeds
+from optimize import best_rows, calibrate, random_subset
 from tasks.intake.tokens import next_tokens
 
 Pair = tuple[np.ndarray, np.ndarray]
@@ -46,14 +46,10 @@ def main() -> None:
     model = partial(build, "transformer", (LENGTH,), size, **options)
     n = len(kinds)
     targets = queries[0][:TARGETS], queries[1][:TARGETS]
-    masks, seeds, alpha = draw_masks(n, SUBSETS, [0.5], 1, 0)
-    bank = train_bank(
-        model, pool, queries=targets, masks=masks, seeds=seeds, training=RECIPE, alpha=alpha
-    )
+    bank = bank_of_subsets(model, pool, targets, RECIPE, SUBSETS, seeds=1, seed=0)
     whole = np.ones((3, n), dtype=bool)
-    inits = [int(stream(0, Purpose.INIT, number).integers(2**62)) for number in range(3)]
-    trained = train_models(model, pool, masks=whole, seeds=inits, training=RECIPE)
-    states = [dict(trained.state(number)) for number in range(3)]
+    trained = train_models(model, pool, masks=whole, seeds=network_seeds(3), training=RECIPE)
+    states = [trained.state(number) for number in range(3)]
 
     def mean_scores(method: str, **settings: object) -> np.ndarray:
         scores = attribute(method, model(), states, train=pool, queries=targets, **settings)
@@ -63,10 +59,10 @@ def main() -> None:
     surrogate = calibrate(scores, bank).averaged()
     own = of_models("logprob", predict(model, trained.states, pool[0]), pool[1], task="language")
     arms = {
-        "chosen": best(surrogate.weights[0]),
-        "hidden layers": best(mean_scores("similarity")),
-        "BM25": best(mean_scores("bm25", padding=0)),
-        "loss": best(np.asarray(own).mean(axis=0)),
+        "chosen": best_rows(surrogate.weights[0])(CHOSEN),
+        "hidden layers": best_rows(mean_scores("similarity"))(CHOSEN),
+        "BM25": best_rows(mean_scores("bm25", padding=0))(CHOSEN),
+        "loss": best_rows(np.asarray(own).mean(axis=0))(CHOSEN),
         "random": random_subset(n, CHOSEN, stream(0, Purpose.ARMS)),
         "all": np.ones(n, dtype=bool),
     }
@@ -90,13 +86,6 @@ def main() -> None:
             flush=True,
         )
     print(f"{time.perf_counter() - started:.0f} s")
-
-
-def best(utility: np.ndarray) -> np.ndarray:
-    """The rows of largest utility, bool [n]."""
-    mask = np.zeros(len(utility), dtype=bool)
-    mask[np.argsort(-utility, kind="stable")[:CHOSEN]] = True
-    return mask
 
 
 def documents(folder: Path) -> tuple[np.ndarray, Pair, Pair, int]:

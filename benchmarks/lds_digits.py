@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 from torch import nn
 
-from attribution import attribute, lds, train_bank
-from attribution.bank import RetrainBank, draw_masks
+from attribution import attribute, lds
+from attribution.bank import RetrainBank
 from attribution.models import build
 from attribution.streams import Purpose, stream
-from attribution.training import Recipe, train_models
+from attribution.training import Recipe
+from benchmarks.retrained import bank_of_subsets, networks
 
 Pair = tuple[NDArray[Any], NDArray[Any]]
 N_TRAIN, N_QUERY, N_CHECKPOINTS = 1_400, 100, 10
@@ -41,16 +42,7 @@ def model() -> nn.Module:
 
 def bank_of(subsets: int, seeds: int, seed: int, train: Pair, queries: Pair) -> RetrainBank:
     """Retrainings on half of the rows."""
-    masks, training_seeds, alpha = draw_masks(N_TRAIN, subsets * seeds, [0.5], seeds, seed)
-    return train_bank(
-        model,
-        train,
-        queries=queries,
-        masks=masks,
-        seeds=training_seeds,
-        training=RECIPE,
-        alpha=alpha,
-    )
+    return bank_of_subsets(model, train, queries, RECIPE, subsets, seeds=seeds, seed=seed)
 
 
 def main(seed: int = 0) -> None:
@@ -59,10 +51,7 @@ def main(seed: int = 0) -> None:
     started = time.perf_counter()
     judge = bank_of(60, 3, 1_000 + seed, train, queries)
     tune = bank_of(30, 3, 2_000 + seed, train, queries)
-    everything = np.ones((N_CHECKPOINTS, N_TRAIN), dtype=bool)
-    seeds = [int(stream(seed, Purpose.INIT, c).integers(2**62)) for c in range(N_CHECKPOINTS)]
-    trained = train_models(model, train, masks=everything, seeds=seeds, training=RECIPE)
-    states = [trained.state(c) for c in range(N_CHECKPOINTS)]
+    states = networks(model, train, RECIPE, N_CHECKPOINTS, seed)
     print(f"270 retrainings and {N_CHECKPOINTS} checkpoints: {time.perf_counter() - started:.1f} s")
     for curvature in ("logistic", "after-kernel"):
         for count in (1, N_CHECKPOINTS):

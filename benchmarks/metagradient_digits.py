@@ -30,10 +30,10 @@ from attribution import RetrainBank, Scores, attribute, lds, train_bank
 from attribution.bank import draw_masks
 from attribution.models import build
 from attribution.outputs import evaluate
-from attribution.streams import Purpose, stream
 from attribution.training import Recipe, train_models
 from attribution.training.weighted import WeightedRun
 from benchmarks.lds_digits import N_TRAIN, RECIPE, Pair, problem
+from benchmarks.retrained import network_seeds
 
 Make = Callable[[], nn.Module]
 SHARES = (0.99, 0.97, 0.95)
@@ -85,7 +85,7 @@ def compare(make: Make, recipe: Recipe, asked: argparse.Namespace) -> None:
     """Print the table of one recipe."""
     train, (inputs, labels) = problem(asked.seed)
     queries = inputs[: asked.queries], labels[: asked.queries]
-    seeds = [int(stream(asked.seed, Purpose.INIT, c).integers(2**62)) for c in range(CHECKPOINTS)]
+    seeds = network_seeds(CHECKPOINTS, asked.seed)
     data = make, train, queries, recipe
     truths = [
         in_place(*data, seeds[0], asked.subsets, asked.seed),

@@ -40,7 +40,8 @@ from attribution.models import build
 from attribution.outputs import of_models
 from attribution.statistics import auroc, average_precision
 from attribution.streams import Purpose, stream
-from attribution.training import Recipe, train_models
+from attribution.training import Recipe
+from benchmarks.retrained import networks
 
 Array = np.ndarray
 RECIPE = Recipe(lr=0.1, weight_decay=5e-3, epochs=20, batch_size=50)
@@ -229,9 +230,7 @@ def suspicions(case: Case, cleanlab: str | None) -> dict[str, Array]:
     folds = stream(4, Purpose.FOLDS).permutation(n) % FOLDS
     held = folds[None, :] != np.arange(FOLDS)[:, None]
     crossed = softmax(logits(held, 4), axis=-1)[folds, rows]
-    seeds = [int(stream(1, Purpose.INIT, k).integers(2**62)) for k in range(CHECKPOINTS)]
-    trained = train_models(model, train, masks=whole, seeds=seeds, training=RECIPE)
-    states = [dict(trained.state(k)) for k in range(CHECKPOINTS)]
+    states = networks(model, train, RECIPE, CHECKPOINTS, seed=1)
     options = {"damping": 1.0, "projection": {"kind": "sparse", "dim": 1024}}
     tau = np.asarray(attribute("trak", model(), states, train=train, queries=train, **options))
     found = {

@@ -14,7 +14,7 @@ import argparse
 import csv
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,13 +25,14 @@ from torch import nn
 
 from attribution import attribute, lds
 from attribution.api import Scores
-from attribution.bank import RetrainBank, draw_masks, train_bank
+from attribution.bank import RetrainBank
 from attribution.models import build
 from attribution.retraining import Retraining, top_rows
 from attribution.statistics import mean_interval, welch_interval
 from attribution.streams import Purpose, stream
-from attribution.training import Recipe, train_models
+from attribution.training import Recipe
 from benchmarks.problems import Size, fashion
+from benchmarks.retrained import bank_of_subsets, networks
 from schemas.recipe import TextSpec
 from tasks.intake.tokens import next_tokens, tokenise
 
@@ -141,28 +142,12 @@ CASES: dict[str, Callable[[Path], Case]] = {
 
 def bank_of(case: Case, subsets: int, seed: int) -> RetrainBank:
     """Models of half of the rows."""
-    n_train = len(case.train[0])
-    masks, seeds, alpha = draw_masks(n_train, subsets * SEEDS, [0.5], SEEDS, seed)
-    return train_bank(
-        case.model,
-        case.train,
-        queries=case.queries,
-        masks=masks,
-        seeds=seeds,
-        training=case.recipe,
-        alpha=alpha,
+    return bank_of_subsets(
+        case.model, case.train, case.queries, case.recipe, subsets, seeds=SEEDS, seed=seed
     )
 
 
-def states_of(case: Case) -> list[Mapping[str, Any]]:
-    """Independently seeded models of all rows."""
-    seeds = [int(stream(0, Purpose.INIT, c).integers(2**62)) for c in range(case.checkpoints)]
-    whole = np.ones((case.checkpoints, len(case.train[0])), dtype=bool)
-    trained = train_models(case.model, case.train, masks=whole, seeds=seeds, training=case.recipe)
-    return [dict(trained.state(number)) for number in range(case.checkpoints)]
-
-
-def print_bakeoff(case: Case, states: list[Mapping[str, Any]]) -> dict[str, Scores]:
+def print_bakeoff(case: Case, states: Sequence[Mapping[str, Any]]) -> dict[str, Scores]:
     """LDS of each method beside the ceiling; the scores."""
     started = time.perf_counter()
     judge, tune = bank_of(case, JUDGING, 1_000), bank_of(case, TUNING, 2_000)
@@ -252,7 +237,8 @@ def main() -> None:
         n_train, n_query = len(case.train[0]), len(case.queries[0])
         size = sum(parameter.numel() for parameter in case.model().parameters())
         print(f"\n{case.title}: {n_train} rows, {n_query} queries, {size} parameters")
-        print_removal(case, print_bakeoff(case, states_of(case)))
+        states = networks(case.model, case.train, case.recipe, case.checkpoints)
+        print_removal(case, print_bakeoff(case, states))
 
 
 if __name__ == "__main__":

@@ -62,6 +62,16 @@ class Setting:
         """Of the training rows."""
         return self.train[1]
 
+    @property
+    def lens(self) -> Lens:
+        """How its flips are seen."""
+        return Lens(
+            retraining=self.retraining,
+            checkpoints=CHECKPOINTS,
+            projection=Projection(dim=1_024),
+            seed=self.seed,
+        )
+
     def queries(self, part: str) -> np.ndarray:
         """Test rows: named by the attacker, held out of the target class, or all others."""
         own = self.tested[1] == self.target
@@ -75,9 +85,13 @@ class Setting:
         return found
 
 
-def problems_there() -> list[str]:
-    """Both, but for the one whose images are not there."""
-    return [name for name in NAMES if name == "digits" or os.environ.get("WINNOW_DATA")]
+def asked_of(description: str) -> argparse.Namespace:
+    """The splits and the problems of a run: both, but for the one whose images are not there."""
+    there = [name for name in NAMES if name == "digits" or os.environ.get("WINNOW_DATA")]
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--only", nargs="*", default=there, choices=NAMES)
+    return parser.parse_args()
 
 
 def settings(only: list[str], seeds: int) -> Iterator[Setting]:
@@ -146,12 +160,7 @@ class Summary:
 
 def attack(setting: Setting, summary: Summary) -> dict[int, Moves]:
     """Find the worst flips, retrain them beside random ones, print; the last round by budget."""
-    lens = Lens(
-        retraining=setting.retraining,
-        checkpoints=CHECKPOINTS,
-        projection=Projection(dim=1_024),
-        seed=setting.seed,
-    )
+    lens = setting.lens
     target, other = lens.effects(np.stack([setting.weights("named"), setting.weights("other")]))
     budgets = [round(share * len(setting.labels)) for share in SHARES]
     of_target, of_other = scales(setting, target, other, budgets)
@@ -271,10 +280,7 @@ HEADER = (
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--only", nargs="*", default=problems_there(), choices=NAMES)
-    asked = parser.parse_args()
+    asked = asked_of(__doc__)
     for name in asked.only:
         started, summary = time.perf_counter(), Summary()
         print(HEADER)

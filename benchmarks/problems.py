@@ -6,19 +6,19 @@ Fashion-MNIST, from the folder of evaluation data that `WINNOW_DATA` names.
 
 import gzip
 import os
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from torch import nn
 
-from attribution.bank import RetrainBank, draw_masks, train_bank
+from attribution.bank import RetrainBank
 from attribution.streams import Purpose, stream
-from attribution.training import Recipe, train_models
+from attribution.training import Recipe
 from benchmarks.lds_digits import RECIPE as DIGITS_RECIPE
 from benchmarks.lds_digits import problem as digits
 from benchmarks.peers.exchange import State, network, write_problem
+from benchmarks.retrained import bank_of_subsets, networks
 
 Pair = tuple[np.ndarray, np.ndarray]
 
@@ -71,12 +71,11 @@ def make(architecture: str, folder: Path, size: Size | None = None, seed: int = 
     def model() -> nn.Module:
         return network(architecture)
 
-    judge = _bank(model, train, queries, recipe, size, size.judging, 1_000 + seed)
-    tune = _bank(model, train, queries, recipe, size, size.tuning, 2_000 + seed)
-    seeds = [int(stream(seed, Purpose.INIT, c).integers(2**62)) for c in range(size.checkpoints)]
-    everything = np.ones((size.checkpoints, size.n_train), dtype=bool)
-    trained = train_models(model, train, masks=everything, seeds=seeds, training=recipe)
-    states = [dict(trained.state(number)) for number in range(size.checkpoints)]
+    def bank(subsets: int, seed: int) -> RetrainBank:
+        return bank_of_subsets(model, train, queries, recipe, subsets, seeds=size.seeds, seed=seed)
+
+    judge, tune = bank(size.judging, 1_000 + seed), bank(size.tuning, 2_000 + seed)
+    states = networks(model, train, recipe, size.checkpoints, seed)
     write_problem(
         folder,
         architecture=architecture,
@@ -118,18 +117,3 @@ def fashion(size: Size, seed: int = 0) -> tuple[Pair, Pair]:
 
 def _idx(path: Path, header: int) -> np.ndarray:
     return np.frombuffer(gzip.decompress(path.read_bytes()), dtype=np.uint8, offset=header)
-
-
-def _bank(
-    model: Callable[[], nn.Module],
-    train: Pair,
-    queries: Pair,
-    recipe: Recipe,
-    size: Size,
-    subsets: int,
-    seed: int,
-) -> RetrainBank:
-    masks, seeds, alpha = draw_masks(size.n_train, subsets * size.seeds, [0.5], size.seeds, seed)
-    return train_bank(
-        model, train, queries=queries, masks=masks, seeds=seeds, training=recipe, alpha=alpha
-    )

@@ -23,7 +23,7 @@ import numpy as np
 
 from attribution import attribute, lds
 from attribution.api import Scores
-from attribution.bank import RetrainBank, draw_masks, train_bank
+from attribution.bank import RetrainBank
 from attribution.models import fresh
 from attribution.power import cheapest_bank, lds_pilot, lds_power
 from attribution.removal import removal_curve, smallest_flip
@@ -31,8 +31,9 @@ from attribution.retraining import Retraining
 from attribution.sanity import randomised_weights
 from attribution.statistics import mean_interval
 from attribution.streams import Purpose, stream
-from attribution.training import Recipe, train_models
+from attribution.training import Recipe
 from benchmarks.lds_digits import N_TRAIN, RECIPE, Pair, model, problem
+from benchmarks.retrained import bank_of_subsets, networks
 from schemas.errors import InfeasibleProblem
 
 SIZES = (10, 40, 160)
@@ -55,10 +56,8 @@ def scores_of(
 
 def bank_of(shares: tuple[float, ...], recipe: Recipe, train: Pair, queries: Pair) -> RetrainBank:
     """Forty subsets of each share, two seeds each."""
-    masks, seeds, alpha = draw_masks(N_TRAIN, 80 * len(shares), shares, 2, 1)
-    return train_bank(
-        model, train, queries=queries, masks=masks, seeds=seeds, training=recipe, alpha=alpha
-    )
+    subsets = 40 * len(shares)
+    return bank_of_subsets(model, train, queries, recipe, subsets, seeds=2, seed=1, shares=shares)
 
 
 def print_removal(methods: dict[str, np.ndarray], retraining: Retraining) -> None:
@@ -129,10 +128,7 @@ def main() -> None:
     recipe = replace(RECIPE, epochs=arguments.epochs)
     train, (inputs, labels) = problem()
     queries = inputs[: arguments.queries], labels[: arguments.queries]
-    whole = np.ones((CHECKPOINTS, N_TRAIN), dtype=bool)
-    seeds = [int(stream(0, Purpose.INIT, c).integers(2**62)) for c in range(CHECKPOINTS)]
-    trained = train_models(model, train, masks=whole, seeds=seeds, training=recipe)
-    states = [dict(trained.state(c)) for c in range(CHECKPOINTS)]
+    states = networks(model, train, recipe, CHECKPOINTS)
     names = ("trak", "gradcos", "similarity", "same-class", "random")
     methods = {name: scores_of(name, states, train, queries) for name in names}
     retraining = Retraining(model=model, train=train, queries=queries, training=recipe)

@@ -8,7 +8,6 @@ finds and by what retraining without the rows it points at leaves of the attack.
     python -m benchmarks.screening [--seeds 5] [--only digits fashion]
 """
 
-import argparse
 import time
 from dataclasses import replace
 
@@ -24,23 +23,23 @@ from attribution.models import fresh
 from attribution.outputs import of_models
 from attribution.projection import Projection
 from attribution.streams import Purpose, stream
-from attribution.training import TrainedModels, predict, train_models
+from attribution.training import predict, train_models
 from benchmarks.poisoning import (
     CHECKPOINTS,
     CLASSES,
-    NAMES,
     SHARES,
     Pair,
     Setting,
-    problems_there,
+    asked_of,
     settings,
 )
+from benchmarks.retrained import networks
 from optimize.defence import screens
 from optimize.defence.judge import judge_screens, suspects
 from optimize.defence.partition import partition, train_votes
 from optimize.defence.support import self_supporting
 from optimize.poisoning.moves import random_flips
-from optimize.poisoning.search import Lens, worst_flips
+from optimize.poisoning.search import worst_flips
 
 TRIGGER = {"digits": (8, 2), "fashion": (28, 3)}
 SUBSETS, SHARE = 1_000, 0.15
@@ -50,13 +49,7 @@ def defend(setting: Setting) -> dict[tuple[str, str], np.ndarray]:
     """Plant flips and a trigger, screen, sanitise, retrain: numbers of each (attack, screen)."""
     inputs, labels = setting.train
     budget = round(SHARES[-1] * len(labels))
-    lens = Lens(
-        retraining=setting.retraining,
-        checkpoints=CHECKPOINTS,
-        projection=Projection(dim=1_024),
-        seed=setting.seed,
-    )
-    flipped = worst_flips(lens, setting.weights("named"), budget=budget, rounds=1)[-1].moves
+    flipped = worst_flips(setting.lens, setting.weights("named"), budget=budget, rounds=1)[-1].moves
     moved = labels.copy()
     moved[flipped.rows] = flipped.labels
     rng = stream(setting.seed, Purpose.POISON, 4)
@@ -100,18 +93,14 @@ def screened(setting: Setting, train: Pair, budget: int) -> dict[str, np.ndarray
     n, retraining = len(train[1]), replace(setting.retraining, train=train)
     net = fresh(retraining.model, 0)
 
-    def models(masks: np.ndarray, seeds: np.ndarray) -> TrainedModels:
-        return train_models(
+    def margins(masks: np.ndarray, seeds: np.ndarray) -> np.ndarray:
+        trained = train_models(
             retraining.model, train, masks=masks, seeds=seeds, training=retraining.training
         )
-
-    def margins(masks: np.ndarray, seeds: np.ndarray) -> np.ndarray:
-        logits = predict(net, models(masks, seeds).states, train[0]).float().numpy()
+        logits = predict(net, trained.states, train[0]).float().numpy()
         return of_models("margin", logits, train[1])
 
-    keys = [int(stream(setting.seed, Purpose.INIT, c).integers(2**62)) for c in range(CHECKPOINTS)]
-    found = models(np.ones((CHECKPOINTS, n), dtype=bool), np.array(keys))
-    states = [dict(found.state(c)) for c in range(CHECKPOINTS)]
+    states = networks(retraining.model, train, retraining.training, CHECKPOINTS, setting.seed)
     own, asked = (features(net, states, rows) for rows in (train, setting.tested))
     hidden = np.concatenate([hidden_of(net, state, train[0]) for state in states], axis=1)
     halves, seeds, _ = draw_masks(n, 20, [0.5], 1, setting.seed)
@@ -215,10 +204,7 @@ def print_defence(name: str, tables: list[dict[tuple[str, str], np.ndarray]]) ->
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--only", nargs="*", default=problems_there(), choices=NAMES)
-    asked = parser.parse_args()
+    asked = asked_of(__doc__)
     for name in asked.only:
         started = time.perf_counter()
         every = list(settings([name], asked.seeds))

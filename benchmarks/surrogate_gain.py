@@ -16,14 +16,14 @@ import numpy as np
 from torch import nn
 
 from attribution import attribute
-from attribution.bank import RetrainBank, draw_masks, train_bank
+from attribution.bank import RetrainBank
 from attribution.evaluate import lds, lds_gain
 from attribution.models import build
 from attribution.statistics import calibration_line, coverage
-from attribution.streams import Purpose, stream
-from attribution.training import Recipe, train_models
+from attribution.training import Recipe
 from benchmarks import lds_digits, problems
 from benchmarks.peers.exchange import network
+from benchmarks.retrained import bank_of_subsets, networks
 from optimize import LinearDatamodel, bought, calibrate, next_masks
 
 Pair = tuple[np.ndarray, np.ndarray]
@@ -83,18 +83,11 @@ def train(
     seed: int,
 ) -> Trained:
     """Both banks, ten checkpoints and their scores, with the damping that nothing tuned."""
-    n_train = len(rows[1])
 
     def bank(subsets: int, seeds: int, key: int) -> RetrainBank:
-        masks, training, alpha = draw_masks(n_train, subsets * seeds, [0.5], seeds, key)
-        return train_bank(
-            model, rows, queries=queries, masks=masks, seeds=training, training=recipe, alpha=alpha
-        )
+        return bank_of_subsets(model, rows, queries, recipe, subsets, seeds=seeds, seed=key)
 
-    everything = np.ones((lds_digits.N_CHECKPOINTS, n_train), dtype=bool)
-    keys = [int(stream(seed, Purpose.INIT, c).integers(2**62)) for c in range(len(everything))]
-    trained = train_models(model, rows, masks=everything, seeds=keys, training=recipe)
-    states = [trained.state(c) for c in range(len(everything))]
+    states = networks(model, rows, recipe, lds_digits.N_CHECKPOINTS, seed)
     scores = attribute(
         "trak", model(), states, train=rows, queries=queries, curvature="logistic", damping=1.0
     )

@@ -18,7 +18,7 @@ import os
 import re
 import tarfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -39,7 +39,8 @@ from attribution.streams import Purpose, stream
 from attribution.tail_patch import tail_patch
 from attribution.tracing import retrieval, top_rows_of
 from attribution.training import Recipe, train_models
-from benchmarks.modalities import Case, bank_of, states_of
+from benchmarks.modalities import Case, bank_of
+from benchmarks.retrained import networks
 from tasks.intake.tokens import WORD
 
 RELATIONS = ("P101", "P159", "P36", "P449")
@@ -151,7 +152,7 @@ def case_of(facts: Facts) -> Case:
     )
 
 
-def scores_of(facts: Facts, case: Case, states: list[Mapping[str, Any]]) -> dict[str, Scores]:
+def scores_of(facts: Facts, case: Case, states: Sequence[Mapping[str, Any]]) -> dict[str, Scores]:
     """Every method's scores; those with a damping tune it on a bank, and all are judged on one."""
     train, queries = latent_words(facts.train, facts.queries)
     tune, judge = bank_of(case, TUNING, 1), bank_of(case, JUDGING, 2)
@@ -262,7 +263,7 @@ def main() -> None:
     size = sum(parameter.numel() for parameter in case.model().parameters())
     print(f"{case.title}: {len(facts.train)} rows, {len(facts.queries)} queries, {size} parameters")
     print(f"e.g. {facts.train[0]!r}, {facts.train[STATEMENTS]!r}; asked {facts.queries[0]!r}")
-    states = states_of(case)
+    states = networks(case.model, case.train, case.recipe, case.checkpoints)
     scores = scores_of(facts, case, states)
     print_retrieval(facts, scores, 10)
     own = {name: top_rows_of(tau, STATEMENTS) for name, tau in scores.items()}
