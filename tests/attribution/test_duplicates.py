@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from attribution import duplicates
-from attribution.duplicates import near_duplicates, same_content
+from attribution.duplicates import groups_of, near_duplicates, same_content
+from attribution.streams import stream
 from schemas.errors import ShapeError
 
 
@@ -82,3 +83,33 @@ def test_what_has_no_cosines_is_refused() -> None:
         near_duplicates([[1.0, 2.0]], 0)
     with pytest.raises(ShapeError, match="give numbers"):
         same_content([object()])
+
+
+def test_near_duplicates_are_the_pairs_of_high_cosine_and_what_they_link() -> None:
+    rng = stream(1, "labels", 6)
+    features = 5 + rng.standard_normal((60, 4, 3))
+    features[40] = features[3]
+    features[41] = 5 + 1.5 * (features[3] - 5) + 1e-3 * rng.standard_normal((4, 3))
+    features[50] = features[22] + 1e-4
+    labels = near_duplicates(features, threshold=0.995)
+    flat = features.reshape(60, -1) - features.reshape(60, -1).mean(axis=0)
+    cosines = (flat @ flat.T) / np.outer(np.linalg.norm(flat, axis=1), np.linalg.norm(flat, axis=1))
+    linked = cosines >= 0.995
+    assert ((labels[:, None] == labels[None, :]) >= linked).all()
+    assert [group.tolist() for group in groups_of(labels)] == [[3, 40, 41], [22, 50]]
+    assert labels[0] == 0
+    assert labels.max() == 56
+
+
+def test_copies_of_a_constant_row_are_found_and_blocks_do_not_matter(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    features = stream(2, "labels", 6).standard_normal((50, 6))
+    features[[9, 19, 29]] = 0.0
+    features[[5, 45]] = 2.0
+    whole = near_duplicates(features, centred=False)
+    monkeypatch.setattr("attribution.duplicates._BLOCK", 7)
+    np.testing.assert_array_equal(near_duplicates(features, centred=False), whole)
+    assert [group.tolist() for group in groups_of(whole)] == [[9, 19, 29], [5, 45]]
+    with pytest.raises(ShapeError, match="give a cosine"):
+        near_duplicates(features, threshold=0.0)
