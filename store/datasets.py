@@ -63,7 +63,8 @@ class StoredDataset:
         hashes: Digest of each row's content [n].
         classes: Class names by index; empty for a regression.
         facts: What the data set says of itself.
-        examples: The rows of the published `examples` table, without dataset_id.
+        examples: The rows of the published `examples` table, without dataset_id; `true_target` is
+            null where no label was corrupted.
     """
 
     example_ids: Array
@@ -195,6 +196,9 @@ def load_dataset(folder: Path) -> StoredDataset:
             f"the data set in {folder} cannot be read ({str(error).splitlines()[0]}); "
             "run `winnow run SPEC --refresh ingest` to rebuild it"
         ) from error
+    if not facts.n_corrupted:
+        # Where no label was changed on purpose, nobody knows which are true.
+        examples = examples.with_columns(true_target=pl.lit(None, dtype=pl.String))
     return StoredDataset(
         example_ids=examples["example_id"].cast(pl.Int64).to_numpy(),
         split=examples["split"].to_numpy().astype(str),

@@ -219,7 +219,7 @@ COMMENT ON VIEW mislabel_candidates IS 'Every training example of the latest att
 COMMENT ON COLUMN mislabel_candidates.suspicion IS 'Rank by harm, from 1; look at the first ones first.';
 COMMENT ON COLUMN mislabel_candidates.example_id IS 'The training example.';
 COMMENT ON COLUMN mislabel_candidates.target IS 'The label it was trained on.';
-COMMENT ON COLUMN mislabel_candidates.true_target IS 'The label before it was corrupted on purpose; equal to target otherwise.';
+COMMENT ON COLUMN mislabel_candidates.true_target IS 'The label before any was corrupted on purpose; NULL where none was.';
 COMMENT ON COLUMN mislabel_candidates.harm IS 'How much it hurts the scored queries on average; NULL where the output has no good direction.';
 COMMENT ON COLUMN mislabel_candidates.mean_score IS 'Its mean score over all scored queries.';
 COMMENT ON COLUMN mislabel_candidates.self_influence IS 'Its effect on itself: large for what the model had to memorise.';
@@ -288,7 +288,7 @@ COMMENT ON COLUMN selected_examples.rank IS 'Rank by utility, from 1.';
 COMMENT ON COLUMN selected_examples.example_id IS 'The example.';
 COMMENT ON COLUMN selected_examples.utility IS 'What having it is predicted to add to the objective.';
 COMMENT ON COLUMN selected_examples.target IS 'The label it is trained on.';
-COMMENT ON COLUMN selected_examples.true_target IS 'The label before it was corrupted on purpose; equal to target otherwise.';
+COMMENT ON COLUMN selected_examples.true_target IS 'The label before any was corrupted on purpose; NULL where none was.';
 COMMENT ON COLUMN selected_examples.corrupted IS 'Whether its label was corrupted on purpose.';
 COMMENT ON COLUMN selected_examples.source_id IS 'The id in the source where that is a text.';
 COMMENT ON COLUMN selected_examples.metadata IS 'The source''s metadata columns as a JSON object.';
@@ -309,7 +309,7 @@ COMMENT ON COLUMN dropped_examples.rank IS 'Rank by utility from the lowest, fro
 COMMENT ON COLUMN dropped_examples.example_id IS 'The example.';
 COMMENT ON COLUMN dropped_examples.utility IS 'What having it is predicted to add to the objective.';
 COMMENT ON COLUMN dropped_examples.target IS 'The label it had.';
-COMMENT ON COLUMN dropped_examples.true_target IS 'The label before it was corrupted on purpose; equal to target otherwise.';
+COMMENT ON COLUMN dropped_examples.true_target IS 'The label before any was corrupted on purpose; NULL where none was.';
 COMMENT ON COLUMN dropped_examples.corrupted IS 'Whether its label was corrupted on purpose.';
 COMMENT ON COLUMN dropped_examples.source_id IS 'The id in the source where that is a text.';
 COMMENT ON COLUMN dropped_examples.metadata IS 'The source''s metadata columns as a JSON object.';

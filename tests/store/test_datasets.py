@@ -106,6 +106,12 @@ def test_true_targets_are_kept_beside(tmp_path: Path) -> None:
     assert changed["true_target"].to_list() == ["ant"]
 
 
+def test_of_labels_that_nobody_changed_the_true_ones_are_unknown(dataset: StoredDataset) -> None:
+    assert dataset.examples["true_target"].null_count() == len(dataset.examples) == 6
+    assert dataset.examples["target"].null_count() == 0
+    np.testing.assert_array_equal(dataset.true_targets, dataset.targets)
+
+
 def test_a_regression_keeps_its_values(tmp_path: Path) -> None:
     values = np.linspace(0.1, 0.6, 6)
     write(tmp_path, targets=values, facts=facts(task="regression", classes=()))
