@@ -154,6 +154,8 @@ class Selection:
             (`loss`), give its negative.
         size: Rows to choose: a number, exactly; a pair (least, most); None for any number, at
             least one.
+        size_priced: Whether the answer says what one more row is worth; not where the size was
+            sought too, and nothing but the search limits it.
         partitions: Quotas by class, source, licence.
         budgets: Costs and what may be spent.
         duplicates: Int [n_pool], groups of which at most one row each is chosen.
@@ -173,6 +175,7 @@ class Selection:
 
     utility: Float64
     size: int | tuple[int, int] | None = None
+    size_priced: bool = True
     partitions: tuple[Partition, ...] = ()
     budgets: tuple[Budget, ...] = ()
     duplicates: IntArray | None = None

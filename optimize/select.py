@@ -56,6 +56,7 @@ def select(
     utility: npt.ArrayLike,
     *,
     size: int | tuple[int, int] | None = None,
+    size_priced: bool = True,
     partitions: Sequence[Partition] = (),
     budgets: Sequence[Budget] = (),
     duplicates: npt.ArrayLike | None = None,
@@ -76,6 +77,7 @@ def select(
     problem = Selection(
         utility=np.asarray(utility, dtype=np.float64),
         size=size,
+        size_priced=size_priced,
         partitions=tuple(partitions),
         budgets=tuple(budgets),
         duplicates=None if duplicates is None else np.asarray(duplicates),
@@ -129,6 +131,8 @@ def _answer(problem: Selection, limits: dict[str, Any]) -> Solution:
         raise InfeasibleProblem(conflict(problem))
     solve = _by_cuts if problem.caution else _by_lines
     choice, bound, named = solve(problem, limits)
+    if not problem.size_priced:
+        named.pop(SIZE, None)
     value = problem.value(choice)
     gains, offsets = problem.pieces
     scale = float(np.abs(gains).sum(axis=1).max() + np.abs(offsets).max())

@@ -60,7 +60,7 @@ VERSIONS = {
     "features": FEATURES_VERSION,
     "scores": 3,
     "lds": 2,
-    "solution": 4,
+    "solution": 5,
     "verdict": 4,
     "values": 1,
     "run": 2,

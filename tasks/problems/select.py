@@ -81,7 +81,9 @@ def solve(plan: Blueprint, problem: SelectSpec, key: str) -> Manifest:
         if problem.size == "best":
             known = targets.surrogate.sizes[0]
             by, curve = _size_curve(plan, problem, found, made, bounds, smallest=known)
-            bounds["size"], told = curve.best_size, f" {_size_sentence(by, curve)}"
+            # Its price is of this attribution's output alone; the curve has spoken on the size.
+            bounds |= {"size": curve.best_size, "size_priced": False}
+            told = f" {_size_sentence(by, curve)}"
     solution = select(**stated, **bounds)
     made = made and made.without(solution.choice[None])
     judge = predictor(plan, problem, plan.spec.verdict.judge_on, made)

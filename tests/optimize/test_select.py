@@ -105,6 +105,14 @@ def test_without_quotas_the_choice_is_the_top_rows_and_ties_go_to_the_lower_inde
     solution = select([1.0, 3.0, 2.0, 2.0, 2.0], size=3)
     assert solution.choice.tolist() == [False, True, True, True, False]
     assert solution.prices == {"size": 2.0}
+    assert "last row kept is worth 2" in solution.sentence
+
+
+def test_a_size_that_was_sought_too_is_given_no_price() -> None:
+    sought = select([1.0, 3.0, 2.0, 2.0, 2.0], size=3, size_priced=False)
+    assert sought.choice.tolist() == [False, True, True, True, False]
+    assert sought.prices == {}
+    assert "worth" not in sought.sentence
 
 
 def test_the_same_problem_gives_the_same_choice_every_time() -> None:

@@ -53,6 +53,13 @@ def test_the_best_size_is_the_top_of_a_curve_that_reaches_all_rows(best: Bluepri
     assert f"{curve['best']} rows have the best predicted logprob" in facts["sentence"]
 
 
+def test_a_size_that_was_sought_has_no_price(best: Blueprint) -> None:
+    facts = facts_of(best)
+    assert "size" not in facts["prices"]
+    assert "last row" not in facts["sentence"]
+    assert "more row" not in facts["sentence"]
+
+
 def test_the_curve_is_a_table_and_a_picture(best: Blueprint) -> None:
     curve = facts_of(best)["curve"]
     rows = run_sql(
