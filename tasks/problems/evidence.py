@@ -16,6 +16,9 @@ from tasks.slices import Slice
 if TYPE_CHECKING:
     from optimize.averaged import MeanDatamodel
 
+# Mean loss below which models give a row its label with a probability of 0.9: little is wrong.
+RIGHT = 0.1
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Evidence:
@@ -105,7 +108,7 @@ def _sentence(report: dict[str, Any], problem: DebugSpec) -> str:
         return (
             f"No clear cause for the {output} of {whose}: of {report['looked_at']} slices the most "
             f"harmful is {lowest['name']}, and the most harmful of random slices is as harmful "
-            f"in {lowest['chance']:.0%} of draws."
+            f"in {lowest['chance']:.0%} of draws.{_proportion(query)}"
         )
     held = "raised" if output in FALLING else "held down"
     mean, low, high = cause["beyond"]
@@ -115,4 +118,13 @@ def _sentence(report: dict[str, Any], problem: DebugSpec) -> str:
         f"without them it is predicted to move by {mean:+.2f}{interval} more than without as many "
         f"random rows of their classes. Of {report['looked_at']} slices it is the most harmful; "
         f"the most harmful of random slices is as harmful in {cause['chance']:.2%} of draws."
+        f"{_proportion(query)}"
     )
+
+
+def _proportion(query: dict[str, Any]) -> str:
+    """A sentence where models are right already, however an output stands to that of others."""
+    if "predictions" not in query or query["loss"] >= RIGHT:
+        return ""
+    what = "it its label" if query["rows"] == 1 else "them their labels"
+    return f" Models give {what} already: the mean loss is {query['loss']:.2f}, little to mend."

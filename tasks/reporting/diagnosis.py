@@ -20,6 +20,8 @@ from tasks.reporting.wording import cell, plain_interval, printable, signed_inte
 
 WIDTH = 96
 ROWS, SLICES, ROW_PICTURES = 5, 6, 3
+# Standard deviations over queries from which a query is apart from the others.
+OUTSTANDING = 2.0
 
 Report = Mapping[str, Any]
 Pictures = Mapping[int, list[str]]
@@ -131,7 +133,8 @@ def _slices(report: Report) -> list[RenderableType]:
     said = (
         f"Predicted change of the {report['output']} without each, with its 95 % interval, and "
         "without as many random rows of the same classes; chance is that the most harmful of "
-        f"{report['looked_at']} random slices is as harmful."
+        f"{report['looked_at']} random slices is as harmful. 'sd beyond' is how far the slice "
+        "lies from random ones: below 0 it is more harmful than they are, above 0 less."
     )
     return [*_section("Slices", [said]), _indented(table)]
 
@@ -144,7 +147,7 @@ def _groups(report: Report) -> list[RenderableType]:
     if report["clusters"]:
         lines = [_cluster(group) for group in report["clusters"]]
         parts += _section("Rows that do alike to all queries", lines)
-    if report["component"]:
+    if report["component"] and abs(report["component"]["standing"]) >= OUTSTANDING:
         parts += _section("What sets it apart from other queries", [_component(report)])
     if report["doubts"]["labels"]:
         parts += _section("Labels in doubt", [_doubts(report["doubts"])])

@@ -12,6 +12,7 @@ from attribution.statistics import auroc
 from schemas.errors import QueryError
 from schemas.questions import DebugSpec
 from store.connect import run_sql
+from tasks.bank import logits_of, outputs_of
 from tasks.blueprint import Blueprint
 from tasks.job import blueprint
 from tasks.problems import debug
@@ -96,6 +97,15 @@ def test_single_marked_digits_lead_to_the_mark_and_others_to_nothing(done: Bluep
     quiet = next(each for each in nothing if each.cause is None)
     assert quiet.sentence.startswith("No clear cause for the margin of row")
     assert quiet.report["hypothesis"] is None
+
+
+def test_a_query_that_models_get_right_is_said_to_need_little(done: Blueprint) -> None:
+    rows = done.bank.rows("calibrate")
+    logits = logits_of(done, done.bank.ids_of(rows))
+    losses = outputs_of(done, logits, done.sets.scored, "loss").mean(axis=0)
+    right, wrong = (int(done.sets.scored[pick(losses)]) for pick in (np.argmin, np.argmax))
+    assert "Models give it its label already: the mean loss is 0.0" in asked(done, right).sentence
+    assert "label already" not in asked(done, wrong).sentence
 
 
 def test_shuffled_metadata_names_no_cause(done: Blueprint, monkeypatch: pytest.MonkeyPatch) -> None:
