@@ -10,7 +10,7 @@ from tasks.job import Job
 from tasks.preflight import preflight
 from tasks.progress import recording
 
-COLUMNS = ("request", "problem", "rows", "new rows", "recorded", "state", "note")
+COLUMNS = ("request", "problem", "rows", "new rows", "recorded", "state", "verdict", "note")
 
 
 def add_request(
@@ -64,7 +64,8 @@ def process_requests(
         todo = waiting(ready)
         if todo:
             preflight(job_upto(job, todo[-1]))
-            terminal.say(f"{loaded.spec.name}: {len(todo)} requests to answer")
+            asked = "1 request" if len(todo) == 1 else f"{len(todo)} requests"
+            terminal.say(f"{loaded.spec.name}: {asked} to answer")
             with serving(workspace, debug=debug), failures_of_the_run():
                 # Only now: Prefect reads where its server is when it is imported.
                 from flows.unlearn import unlearn

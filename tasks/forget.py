@@ -23,6 +23,7 @@ from tasks.certify import certified
 from tasks.job import Job, blueprint
 from tasks.problems.shape import VERDICT
 from tasks.progress import advance
+from tasks.reporting.forgetting import from_facts, state_word
 from tasks.requests import (
     CERTIFICATE_FILE,
     STAGE,
@@ -118,11 +119,18 @@ def request_states(plan: Blueprint) -> list[dict[str, Any]]:
                 "new rows": facts.get("new_rows"),
                 "recorded": each.recorded_at,
                 "state": "answered" if found else "waits",
+                "verdict": _verdict(plan, found) if found else None,
                 "note": each.note,
                 "certificate": facts.get("certificate"),
             }
         )
     return states
+
+
+def _verdict(plan: Blueprint, answer: Manifest) -> str | None:
+    """Whether the models of an answer are as if retrained; None where the verdict was removed."""
+    verdict = plan.artifacts.find(VERDICT, answer.inputs["verdict"])
+    return state_word(from_facts(verdict.facts)) if verdict else None
 
 
 def job_upto(job: Job, number: int) -> Job:

@@ -156,6 +156,12 @@ def is_forgotten(unlearning: Unlearning) -> bool | None:
     return unlearning.arm(CHOSEN).reached
 
 
+def state_word(unlearning: Unlearning) -> str:
+    """`is_forgotten` in a word or two, for a table."""
+    words = {True: "as if retrained", False: "not as if retrained", None: "nothing to tell apart"}
+    return words[is_forgotten(unlearning)]
+
+
 def closeness_sentence(unlearning: Unlearning) -> str:
     """Whether the models are as if retrained, in words that claim no more than was measured."""
     own, start = unlearning.arm(CHOSEN), unlearning.arm(UNTOUCHED)

@@ -43,6 +43,13 @@ def gone(plan: Blueprint) -> list[int]:
     return np.flatnonzero(plan.forgotten(plan.spec.unlearnings[0])).tolist()
 
 
+def verdicts(plan: Blueprint) -> list[str]:
+    """What the verdict that each request led to says."""
+    receipts = [receipt(plan.artifacts, request) for request in plan.requests]
+    keys = [found.inputs["verdict"] for found in receipts if found]
+    return [str(plan.sealed("verdict", key).facts["sentence"]) for key in keys]
+
+
 @pytest.fixture(scope="module")
 def answered(tmp_path_factory: pytest.TempPathFactory) -> Job:
     """Three requests after their answers: five rows, five others, and three of the first again."""
@@ -65,6 +72,8 @@ def test_each_request_adds_its_rows_to_those_before_it(answered: Job) -> None:
     states = request_states(blueprint(answered))
     assert [state["state"] for state in states] == ["answered"] * 3
     assert [state["new rows"] for state in states] == [5, 5, 0]
+    for sentence, state in zip(verdicts(blueprint(answered)), states, strict=True):
+        assert sentence.lower().startswith(state["verdict"])
     assert gone(blueprint(answered)) == list(range(10))
     runs = run_sql(
         blueprint(answered).workspace.published,
