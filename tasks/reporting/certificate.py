@@ -44,7 +44,8 @@ tr.chosen td { font-weight: 700; }
 dl { display: grid; grid-template-columns: minmax(7rem, 11rem) 1fr; gap: .2rem 1rem; margin: 0; }
 dt { color: var(--grey); overflow-wrap: anywhere; }
 dd { margin: 0; overflow-wrap: anywhere; white-space: pre-wrap; }
-code, .digest { font: .85rem/1.45 ui-monospace, monospace; overflow-wrap: anywhere; }
+.digests { grid-template-columns: 1fr; gap: 0; }
+.digests dd { font: .85rem/1.45 ui-monospace, monospace; margin-bottom: .4rem; }
 figure { margin: 1rem 0; }
 figcaption, .note { color: var(--grey); font-size: .88rem; }
 svg { width: 100%; height: auto; display: block; }
@@ -129,8 +130,9 @@ def _paragraphs(sentences: Iterable[str]) -> str:
     return "".join(f"<p>{escape(sentence)}</p>" for sentence in sentences)
 
 
-def _list(pairs: Pairs) -> str:
-    return "<dl>" + "".join(f"<dt>{escape(a)}</dt><dd>{escape(b)}</dd>" for a, b in pairs) + "</dl>"
+def _list(pairs: Pairs, kind: str = "") -> str:
+    inside = "".join(f"<dt>{escape(a)}</dt><dd>{escape(b)}</dd>" for a, b in pairs)
+    return f'<dl class="{kind}">{inside}</dl>' if kind else f"<dl>{inside}</dl>"
 
 
 def _table(columns: Sequence[str], rows: Iterable[tuple[Sequence[str], bool]]) -> str:
@@ -249,7 +251,7 @@ def _handed(records: Sequence[Mapping[str, Any]], output: str) -> str:
         ]
     columns = ("file", f"mean {output} before", "after", "retrained models")
     note = "Mean output over the forgotten rows. Below, sha256 of each safetensors file."
-    return f'{_table(columns, rows)}<p class="note">{escape(note)}</p>{_list(digests)}'
+    return f'{_table(columns, rows)}<p class="note">{escape(note)}</p>{_list(digests, "digests")}'
 
 
 def _limits(unlearning: Unlearning) -> str:

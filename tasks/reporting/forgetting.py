@@ -140,13 +140,19 @@ def closed(unlearning: Unlearning, arm: Forgetting) -> float | None:
 
 
 def options_text(options: str) -> str:
-    """The options of a method, from JSON, as a person reads them."""
-    parts = []
-    for name, value in json.loads(options).items():
-        inner = f"({options_text(json.dumps(value))})" if isinstance(value, dict) else f"{value}"
-        text = f"{value:.4g}" if isinstance(value, float) else inner
-        parts.append(f"{name} = {text}")
-    return ", ".join(parts)
+    """The options of a method, from JSON, as a person reads them: a line for each group."""
+    told = json.loads(options)
+    groups = {name: value for name, value in told.items() if isinstance(value, dict)}
+    own = {name: value for name, value in told.items() if name not in groups}
+    lines = [f"{name}: {_listed(group)}" for name, group in groups.items()]
+    return "\n".join([_listed(own), *lines] if own else lines)
+
+
+def _listed(options: Mapping[str, Any]) -> str:
+    return ", ".join(
+        f"{name} = {value:.4g}" if isinstance(value, float) else f"{name} = {value}"
+        for name, value in options.items()
+    )
 
 
 def is_forgotten(unlearning: Unlearning) -> bool | None:
