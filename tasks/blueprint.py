@@ -61,7 +61,7 @@ VERSIONS = {
     "scores": 3,
     "lds": 2,
     "solution": 5,
-    "verdict": 4,
+    "verdict": 5,
     "values": 1,
     "run": 2,
     "tracking": 1,

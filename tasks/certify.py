@@ -121,6 +121,7 @@ def _done(plan: Blueprint, problem: UnlearnSpec, facts: Mapping[str, Any]) -> li
     return [
         ("method", problem.method),
         ("options", options_text(own["options"])),
+        *([("size of effects", facts["sized"])] if facts["sized"] else []),
         ("judged on", judged),
         (
             "model and recipe",

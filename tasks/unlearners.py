@@ -62,6 +62,8 @@ class Unlearned:
         examples: Examples processed for one model; a forward and backward pass is 1.
         scoring: Of these, gradients, features and products with the curvature.
         seconds: Measured, for all models.
+        sized: How large the effects that it predicts were taken to be, of those predicted; empty
+            where it predicts none, or its options say.
     """
 
     method: UnlearnMethod
@@ -70,9 +72,10 @@ class Unlearned:
     examples: float
     scoring: float
     seconds: float
+    sized: str
 
     def record(self) -> dict[str, Any]:
-        """All but the models, as a manifest keeps it."""
+        """What it was told and what it cost, as a manifest keeps it."""
         names = ("method", "examples", "scoring", "seconds")
         return {name: getattr(self, name) for name in names} | {
             "options": json.dumps(self.options, sort_keys=True)
@@ -150,9 +153,9 @@ def unlearned(
     """
     from optimize.unlearning import unlearn
 
-    told = recipe(plan, problem, method)
+    told, sized = recipe(plan, problem, method), ""
     if method in _PREDICTED:
-        told = _sized(plan, problem, method, told, states)
+        told, sized = _sized(plan, problem, method, told, states)
     train = plan.dataset.train
     started = time.monotonic()
     found = unlearn(
@@ -174,29 +177,30 @@ def unlearned(
         examples=found.cost.examples,
         scoring=found.cost.scoring,
         seconds=time.monotonic() - started,
+        sized=sized,
     )
 
 
 def _sized(
     plan: Blueprint, problem: UnlearnSpec, method: UnlearnMethod, told: Any, states: States
-) -> "Method":
-    """The method with the sizes that the bank gives removals, unless its options say them.
+) -> "tuple[Method, str]":
+    """The method with the sizes that the bank gives removals, unless its options say them; and how.
 
     A Newton direction has a damping of its own; without, it is the influence that scores are of,
     and takes theirs.
     """
     own = problem.options.get(method, {})
-    known: dict[str, Any] = {}
+    known, sentence = dict[str, float](), ""
     if not told.newton and "damping" not in own:
         key = plan.scores_key(plan.spec.attribution_named(problem.uses))
         told = dataclasses.replace(told, damping=plan.sealed("scores", key).facts["damping"])
     if "scale" not in own:
-        known = removal_sizes(plan, told, states)
+        known, sentence = removal_sizes(plan, told, states)
     fields = {field.name for field in dataclasses.fields(told)} - own.keys()
     found: Method = dataclasses.replace(
         told, **{name: value for name, value in known.items() if name in fields}
     )
-    return found
+    return found, sentence
 
 
 def joined(first: "Mapping[str, Tensor]", second: "Mapping[str, Tensor]") -> "dict[str, Tensor]":

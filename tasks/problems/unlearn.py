@@ -156,6 +156,7 @@ def judge(plan: Blueprint, problem: UnlearnSpec, key: str) -> Manifest:
         "output": solution.facts["output"],
         "predicted": solution.facts["predicted"],
         "method": problem.method,
+        "sized": changed[CHOSEN].sized,
         "models": count,
         "n_forgotten": int((~stay).sum()),
         "requests": sum(each.problem == problem.name for each in plan.requests),

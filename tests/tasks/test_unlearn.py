@@ -1,5 +1,6 @@
 """Problems of kind unlearn: from rows that must go to a certificate, and what is refused."""
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
@@ -18,11 +19,14 @@ from store.connect import run_sql
 from tasks.bank import logits_of, outputs_of
 from tasks.blueprint import Blueprint
 from tasks.certify import certified
+from tasks.handover import checkpoints
 from tasks.job import blueprint
 from tasks.outbox import certificates, pictures
 from tasks.preflight import open_job, preflight
+from tasks.removals import removal_sizes
 from tasks.reporting.entries import entries, refuse_undeclared
 from tasks.reporting.report import read_findings, summary_json, summary_text
+from tasks.unlearners import recipe
 from tests.tasks.forgetful import written
 from tests.tasks.pipeline import run_stages
 
@@ -167,6 +171,19 @@ def test_matching_works_from_the_scores_and_takes_its_sizes_from_the_bank(
     assert (told["curvature"], told["projection"]["dim"]) == ("logistic", 32)
     # Without rows outputs move as is predicted, those of the rows themselves most of all.
     assert 0 < told["scale"] < told["forgotten_scale"]
+    assert f"{told['scale']:.2g} of what is predicted" in facts["sized"]
+    assert facts["sized"] in (folder_of(done) / "certificate.html").read_text()
+
+
+def test_steps_that_overshoot_the_bank_keep_their_own_size(done: Blueprint) -> None:
+    (problem,) = done.spec.unlearnings
+    told = recipe(done, problem, "matching")
+    whole = checkpoints(done).states
+    assert removal_sizes(done, told, whole).options
+    far = dataclasses.replace(told, damping=1e-9)  # type: ignore[arg-type]
+    sizes = removal_sizes(done, far, whole)
+    assert sizes.options == {}
+    assert "too little to tell a size" in sizes.sentence
 
 
 def test_what_is_handed_over_is_what_is_said_of_it(done: Blueprint, facts: dict[str, Any]) -> None:
