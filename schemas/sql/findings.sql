@@ -88,8 +88,8 @@ FROM player_values AS p JOIN valuations AS v USING (valuation_id)
 WHERE v.run_id = $run ORDER BY p.valuation_id, p.value DESC, p.player;
 
 -- name: tracings
-SELECT tracing_id, problem, targets, truth, top, n_queries, with_truth, judged, removed, output,
-    value, sentence
+SELECT tracing_id, problem, targets, text_column IS NOT NULL AS with_text, truth, top, n_queries,
+    with_truth, judged, removed, output, value, sentence
 FROM tracings WHERE run_id = $run ORDER BY problem, tracing_id;
 
 -- name: tracing_arms

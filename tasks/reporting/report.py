@@ -128,7 +128,9 @@ def render(findings: Findings) -> RenderableType:
     for tracing in findings.tracings:
         parts += _section(tracing_title(tracing), tracing_sentences(tracing))
         parts.append(_indented(tracing_table(tracing)))
-        parts += [_indented(query_table(query)) for query in tracing.queries]
+        parts += [
+            _indented(query_table(query, with_text=tracing.with_text)) for query in tracing.queries
+        ]
     if not (findings.answers or findings.valuations or findings.tracings):
         for method in findings.methods:
             parts += _suspects(method)

@@ -71,11 +71,15 @@ class TracedArm:
 
 @dataclass(frozen=True, kw_only=True)
 class Tracing:
-    """A problem of kind trace; arms in the spec's order, random rows last."""
+    """A problem of kind trace; arms in the spec's order, random rows last.
+
+    Rows that are no texts are shown by their labels.
+    """
 
     tracing_id: str
     problem: str
     targets: str
+    with_text: bool
     truth: str | None
     top: int
     n_queries: int

@@ -7,7 +7,15 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from tasks.reporting.tracing import RANDOM, NamedRow, TracedArm, TracedQuery, Tracing, matches
+from tasks.reporting.tracing import (
+    RANDOM,
+    ROWS_SHOWN,
+    NamedRow,
+    TracedArm,
+    TracedQuery,
+    Tracing,
+    matches,
+)
 from tasks.reporting.wording import number, plain_interval, printable, signed_interval, texts
 
 TEXT_WIDTH = 66  # longer texts are cut
@@ -29,12 +37,26 @@ def tracing_sentences(tracing: Tracing) -> list[str]:
     judged = (
         f"For {tracing.judged} queries the {tracing.top} rows of each method were left out and "
         f"models retrained, each short of {tracing.removed} rows, those of several queries; of all "
-        f"rows they have mean {tracing.output} {tracing.value:.4g}. Changes are for the better. "
-        "Of the queries that lost most, below, words in common are bold, and a star is a row that "
-        "states what is asked."
+        f"rows they have mean {tracing.output} {tracing.value:.4g}. A change below 0 is for the "
+        "worse, of a loss too: the rows had helped."
     )
     traced = f"{tracing.n_queries} queries of '{tracing.targets}'.{stated}"
-    return [traced, judged, tracing.sentence]
+    return [traced, judged, tracing.sentence, _shown(tracing)]
+
+
+def _shown(tracing: Tracing) -> str:
+    """What the tables of single queries show; empty without any."""
+    if not tracing.queries:
+        return ""
+    count = len(tracing.queries)
+    queries = "the query that lost most" if count == 1 else f"the {count} queries that lost most"
+    rows = min(ROWS_SHOWN, tracing.top)
+    parts = [
+        f"Below are {queries}, and of each method the first {rows} of its {tracing.top} rows.",
+        "Words in common are bold." if tracing.with_text else "Rows are shown by their labels.",
+        "A star is a row that states what is asked." if tracing.truth is not None else "",
+    ]
+    return " ".join(part for part in parts if part)
 
 
 def tracing_table(tracing: Tracing) -> Table:
@@ -61,20 +83,21 @@ def _style(arm: TracedArm) -> str:
     return "bold" if arm.is_cause else ""
 
 
-def query_table(query: TracedQuery) -> Table:
-    """One query's rows by every method; words that the query has too are bold."""
+def query_table(query: TracedQuery, *, with_text: bool) -> Table:
+    """One query's rows by every method; words of a text that the query has too are bold."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="")
-    title = Text.assemble((f"{query.query_id}  ", ""), (_cut(printable(query.text)), "italic"))
+    title = Text.assemble(f"query {query.query_id}: ", (_cut(printable(query.text)), "italic"))
     table.add_column("method")
     table.add_column("row", justify="right")
     table.add_column(title, no_wrap=True, overflow="ellipsis")
     table.add_column("change", justify="right")
+    asked = query.text if with_text else ""
     for named in query.named:
         for place, row in enumerate(named.rows):
             first = place == 0
             change = "" if not first else number(named.change, "+.2f")
             cells = texts(named.arm if first else "", f"{row.train_id}{_mark(row)}")
-            table.add_row(*cells, _marked(row.text, query.text), Text(change))
+            table.add_row(*cells, _marked(row.text, asked), Text(change))
     return table
 
 
@@ -115,18 +138,20 @@ def _section(tracing: Tracing) -> str:
     parts += [f"<p>{html.escape(line)}</p>" for line in tracing_sentences(tracing)]
     parts.append(_html_table(head, [[html.escape(cell) for cell in row] for row in rows]))
     for query in tracing.queries:
-        parts.append(f"<h2>{query.query_id}: {html.escape(query.text)}</h2>")
+        parts.append(f"<h2>Query {query.query_id}: {html.escape(query.text)}</h2>")
+        asked = query.text if tracing.with_text else ""
         lines = [
             [
                 html.escape(named.arm) if place == 0 else "",
                 f"{row.train_id}{_mark(row)}",
-                marked_html(row.text, query.text),
+                marked_html(row.text, asked),
                 number(named.change, "+.2f") if place == 0 else "",
             ]
             for named in query.named
             for place, row in enumerate(named.rows)
         ]
-        parts.append(_html_table(["method", "row", "text", "change"], lines))
+        shown = "text" if tracing.with_text else "label"
+        parts.append(_html_table(["method", "row", shown, "change"], lines))
     return "\n".join(parts)
 
 

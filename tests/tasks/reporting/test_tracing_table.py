@@ -51,8 +51,8 @@ def tracing(*arms: TracedArm) -> Tracing:
         named=(NamedRows(arm="trak", change=-1.5, rows=(row,)),),
     )
     return Tracing(
-        tracing_id="why-1", problem="why", targets="queries", truth="fact", top=3, n_queries=5,
-        with_truth=4, judged=4, removed=6, output="logprob", value=-1.0,
+        tracing_id="why-1", problem="why", targets="queries", with_text=True, truth="fact", top=3,
+        n_queries=5, with_truth=4, judged=4, removed=6, output="logprob", value=-1.0,
         sentence=tracing_sentence(arms, "logprob"), arms=arms, queries=(query,),
     )  # fmt: skip
 
@@ -89,7 +89,7 @@ def test_text_from_data_is_escaped_in_the_page_and_marked_where_it_matches() -> 
 
 def test_text_from_data_is_no_markup_and_no_control_on_a_terminal() -> None:
     shown = tracing(arm("trak", (-2.0, -3.0, -1.0), 0.5), arm(RANDOM))
-    printed = on_a_terminal(query_table(shown.queries[0]))
+    printed = on_a_terminal(query_table(shown.queries[0], with_text=True))
     assert "[bold]" in printed
     assert "\x1b[31m" not in printed
     assert "\x1b[1mZeno" in printed
@@ -102,6 +102,20 @@ def test_the_table_shows_ranks_only_where_truth_is_known() -> None:
     unknown = replace(shown, truth=None)
     assert "MRR" not in on_a_terminal(tracing_table(unknown))
     assert "recall" not in " ".join(tracing_sentences(unknown))
+
+
+def test_what_is_shown_is_said_of_texts_of_labels_and_of_how_many_rows() -> None:
+    shown = replace(tracing(arm("trak"), arm(RANDOM)), top=20)
+    told = " ".join(tracing_sentences(shown))
+    assert "the first 3 of its 20 rows. Words in common are bold. A star is" in told
+    labels = replace(shown, with_text=False, truth=None)
+    told = " ".join(tracing_sentences(labels))
+    assert told.endswith("Rows are shown by their labels.")
+    assert "<mark>" not in tracing_page([labels])
+    printed = on_a_terminal(query_table(labels.queries[0], with_text=False))
+    assert "query 3: " in printed
+    assert "\x1b[1mZeno" not in printed
+    assert "Below" not in " ".join(tracing_sentences(replace(shown, queries=())))
 
 
 def test_the_sentence_names_whose_rows_were_causes() -> None:
