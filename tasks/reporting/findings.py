@@ -186,7 +186,6 @@ class Findings:
     a_query: int | None
     valuations: tuple[Valuation, ...] = ()
     tracings: tuple[Tracing, ...] = ()
-    is_latest: bool = True
 
 
 def gather(source: Source, run_id: str | None = None) -> Findings:
@@ -228,7 +227,6 @@ def gather(source: Source, run_id: str | None = None) -> Findings:
             _rows(source, "valuations", run=run_id), _rows(source, "player_values", run=run_id)
         ),
         tracings=_tracings(source, run_id),
-        is_latest=_latest(source) == run_id,
     )
 
 

@@ -308,9 +308,9 @@ def _trust(methods: Iterable[Method]) -> list[RenderableType]:
 
 def _next_steps(findings: Findings) -> list[RenderableType]:
     where = _workspace_option(findings.path.parent)
-    # By id where another spec has committed to this workspace since, perhaps under the same names.
+    # By id: another spec may run in this workspace before the line is copied, under the same names.
     ids = [method.attribution_id for method in findings.methods][:1]
-    of = f"attribution := '{ids[0]}'" if ids and not findings.is_latest else ""
+    of = f"attribution := '{ids[0]}'" if ids else ""
     steps = [
         ("the runs in MLflow", f"winnow ui{where}"),
         ("for any DuckDB client, read-only", str(findings.path)),
@@ -323,8 +323,7 @@ def _next_steps(findings: Findings) -> list[RenderableType]:
     for tracing in findings.tracings[:1]:
         if tracing.queries:
             query = tracing.queries[0].query_id
-            of_trace = "" if findings.is_latest else f", tracing := '{tracing.tracing_id}'"
-            statement = _quoted(f"FROM traces({query}{of_trace})")
+            statement = _quoted(f"FROM traces({query}, tracing := '{tracing.tracing_id}')")
             steps.insert(0, ("every method's rows", f"winnow sql {statement}{where}"))
     if findings.a_query is not None:
         asked = ", ".join(part for part in (f"query := {findings.a_query}", of) if part)

@@ -128,7 +128,8 @@ def test_the_report_says_what_was_traced(plan: Blueprint) -> None:
     text = summary_text(findings)
     assert "WHICH ROWS MADE THE MODEL SAY IT: WHY" in text
     assert "recall@3" in text
-    assert f"FROM traces({tracing.queries[0].query_id})" in text
+    first = tracing.queries[0].query_id
+    assert f"FROM traces({first}, tracing := '{tracing.tracing_id}')" in text
     assert {named.arm for named in tracing.queries[0].named} == set(problem_of(plan).uses)
     document = json.loads(summary_json(plan.workspace.published))
     assert document["tracings"][0]["arms"][-1]["arm"] == "random"

@@ -78,7 +78,7 @@ def test_the_report_of_a_published_run_says_all_five_things(published: Path) -> 
     assert "Confirmed: models trained on the chosen rows beat every control" in text
     assert "0.310 [0.280, 0.340] 0.55" in text
     assert "0.55 56% 0.03" in text
-    assert 'winnow sql "FROM top_influences(query := 42)"' in text
+    assert "FROM top_influences(query := 42, attribution := 'attribution-1')" in text
     assert "".join(str(published).split()) in "".join(text.split())
 
 
