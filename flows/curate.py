@@ -7,7 +7,6 @@ from prefect import flow, unmapped
 from flows.runners import task_runner
 from tasks.bank import extend_bank, pending_chunks
 from tasks.begin import compute_of, discard, ingest_rows, recording_job
-from tasks.blueprint import STAGES
 from tasks.commit import commit
 from tasks.featurize import featurize_shard, pending_features
 from tasks.job import Job, attribution_names, decision_names, valuation_names
@@ -18,6 +17,7 @@ from tasks.solve import solve
 from tasks.train import train
 from tasks.value import appraise
 from tasks.verdict import judge
+from tasks.versions import STAGES
 
 
 def extend(job: Job) -> None:

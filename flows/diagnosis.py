@@ -97,7 +97,7 @@ def diagnose(
 
 def sealed(plan: Blueprint, ask: DebugSpec) -> tuple[Manifest | None, Manifest | None]:
     """The proposal and the verdict on a question, as far as they are sealed."""
-    keys = {"solution": plan.solution_key(ask), "verdict": plan.verdict_key(ask)}
+    keys = {"solution": plan.problems.solution_key(ask), "verdict": plan.problems.verdict_key(ask)}
     found = [key and plan.artifacts.find(stage, key) for stage, key in keys.items()]
     return found[0] or None, found[1] or None
 

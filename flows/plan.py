@@ -57,7 +57,7 @@ def say_what_waits(loaded: LoadedSpec, workspace: Workspace) -> None:
     """Tell of requests to forget rows, which `winnow run` leaves alone."""
     blueprint = sealed_blueprint(loaded, workspace)
     known = requests_of(workspace, loaded.spec.name)
-    count = len(known) - (len(blueprint.requests) if blueprint else 0)
+    count = len(known) - (len(blueprint.problems.requests) if blueprint else 0)
     if count:
         wait = "1 request to forget rows waits" if count == 1 else f"{count} requests wait"
         terminal.say(f"{wait}; `winnow forget {loaded.path} --process` answers")
@@ -89,7 +89,7 @@ def _steps(plan: Blueprint) -> Iterator[PlanStep]:
     for stage, detail in details.items():
         if stage == "bank":
             total = len(plan.bank)
-            yield PlanStep(stage, total - len(plan.missing()), total, detail)
+            yield PlanStep(stage, total - len(plan.retraining.missing()), total, detail)
             continue
         keys = plan.keys(stage)
         if stage == "values" and not keys:
@@ -115,7 +115,7 @@ def _extended(plan: Blueprint) -> str:
 def _retrained(plan: Blueprint) -> str:
     """What each kind of answer retrains to be checked."""
     seeds = plan.spec.verdict.seeds
-    parts = dict.fromkeys(_retrainings(problem, seeds) for problem in plan.decisions)
+    parts = dict.fromkeys(_retrainings(problem, seeds) for problem in plan.problems.decisions)
     return f": {'; '.join(parts)}" if parts else ""
 
 

@@ -8,10 +8,10 @@ from flows.plan import committed_run, plan
 from schemas.errors import NotFound, RequestError, WinnowError
 from schemas.spec import LoadedSpec
 from store.workspace import Workspace
-from tasks.blueprint import STAGES
 from tasks.job import Job
 from tasks.preflight import preflight
 from tasks.progress import recording, refuse_second_run
+from tasks.versions import STAGES
 
 
 def run_spec(

@@ -87,7 +87,7 @@ def predictor(
 
 def made_for(plan: Blueprint, problem: ChoiceSpec) -> Rows | None:
     """The aimed retrainings that a solved problem was predicted with, if there were any."""
-    solution = plan.sealed("solution", plan.solution_key(problem))
+    solution = plan.sealed("solution", plan.problems.solution_key(problem))
     return load_rows(plan.artifacts, solution) if "origins" in solution.facts else None
 
 

@@ -19,10 +19,12 @@ from prefect.cache_policies import NO_CACHE
 from schemas.errors import CorruptArtifact
 from schemas.manifest import Manifest
 from store.artifacts import artifact_key
-from tasks.blueprint import VERSIONS, Blueprint, IntArray
+from tasks.blueprint import Blueprint
 from tasks.job import Job, blueprint
 from tasks.progress import advance
 from tasks.retrainings import LOGITS_FILE, OBSERVED_FILE, STAGE, STATES_FILE, Place
+from tasks.sets import IntArray
+from tasks.versions import VERSIONS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,7 +54,7 @@ def extend_bank(job: Job, rows: list[int]) -> Manifest:
 def pending_chunks(job: Job) -> list[list[int]]:
     """The rows of the bank that are not sealed yet, as chunks."""
     plan = blueprint(job)
-    bank, missing = plan.bank, plan.missing()
+    bank, missing = plan.bank, plan.retraining.missing()
     for row in np.setdiff1d(np.arange(len(bank)), missing):
         plan.count_done(STAGE, bank.ids[row])
     cut = cut_in_chunks(plan, bank.masks[missing], bank.ids_of(missing))
@@ -76,8 +78,8 @@ def retrained(
         alike: As `cut_in_chunks` takes it.
         weights: Keep their weights however large they are, for `states_of`.
     """
-    names = [plan.retrain_id(mask, int(seed)) for mask, seed in zip(masks, seeds, strict=True)]
-    known, places = plan.retrainings.look(), {name: place for place, name in enumerate(names)}
+    names = plan.retraining.ids_of(masks, seeds)
+    known, places = plan.retraining.sealed.look(), {name: place for place, name in enumerate(names)}
     missing = {
         name: place
         for name, place in places.items()
@@ -95,7 +97,7 @@ def states_of(plan: Blueprint, names: Sequence[str]) -> "dict[str, Tensor]":
     Raises:
         CorruptArtifact: Those of one are not sealed any more.
     """
-    known = plan.retrainings.look()
+    known = plan.retraining.sealed.look()
     places = [place for name in names if (place := known.weights(name))]
     if len(places) < len(names):
         lost = next(name for name in names if known.weights(name) is None)
@@ -117,7 +119,7 @@ def cut_in_chunks(
     def company(place: int) -> tuple[bool, int]:
         return known.weights(names[place]) is not None, sizes[place] if alike else 0
 
-    known, sizes = plan.retrainings, masks.sum(axis=1).tolist()
+    known, sizes = plan.retraining.sealed, masks.sum(axis=1).tolist()
     ordered = sorted(range(len(names)), key=lambda place: (*company(place), sizes[place]))
     groups = itertools.groupby(ordered, key=company)
     return [list(part) for _, group in groups for part in _parts(list(group))]
@@ -134,11 +136,11 @@ def _chunk(
     """Seal the retrainings of some masks: from their weights where those are known, else anew."""
     from safetensors.torch import save_file
 
-    names = [plan.retrain_id(mask, int(seed)) for mask, seed in zip(masks, seeds, strict=True)]
-    places = [place for name in names if (place := plan.retrainings.look().weights(name))]
+    names = plan.retraining.ids_of(masks, seeds)
+    places = [place for name in names if (place := plan.retraining.sealed.look().weights(name))]
     read = len(places) == len(names)
     keep = [] if read else names if weights else _kept(plan, names)
-    key = artifact_key(STAGE, VERSIONS[STAGE], names, plan.test_digest, keep)
+    key = artifact_key(STAGE, VERSIONS[STAGE], names, plan.data.test_digest, keep)
     if sealed := plan.artifacts.find(STAGE, key):
         return sealed
     started = time.monotonic()
@@ -148,17 +150,18 @@ def _chunk(
     else:
         trained, logits = _trained(plan, masks, seeds)
         path, states = trained.path, trained.states
-    inputs = {"model": plan.model_digest, "recipe": plan.recipe_digest}
+    inputs = {"model": plan.training.model_digest, "recipe": plan.training.recipe_digest}
     with plan.artifacts.seal(STAGE, key, version=VERSIONS[STAGE], inputs=inputs) as draft:
         draft.facts |= {
             "retrainings": names,
             "weights": keep,
-            "observed": plan.test_digest,
+            "observed": plan.data.test_digest,
             "path": path,
             "seconds": time.monotonic() - started,
         }
         np.save(draft.path / LOGITS_FILE, logits)
-        np.save(draft.path / OBSERVED_FILE, np.array(plan.row_digests[plan.n_train :], dtype="S64"))
+        seen = np.array(plan.data.digests[plan.n_train :], dtype="S64")
+        np.save(draft.path / OBSERVED_FILE, seen)
         if keep:
             rows = [names.index(name) for name in keep]
             kept = {name: values[rows].contiguous() for name, values in states.items()}
@@ -191,7 +194,7 @@ def _trained(
         eval_inputs=np.array(test.inputs),
         masks=masks,
         seeds=seeds,
-        training=plan.training(),
+        training=plan.training.recipe(),
         task=plan.dataset.facts.task,
         device=plan.spec.compute.device,
         memory=plan.spec.compute.memory_bytes,
@@ -234,7 +237,7 @@ def read_logits(
     Raises:
         CorruptArtifact: One is not sealed any more.
     """
-    known = plan.retrainings.look()
+    known = plan.retraining.sealed.look()
     if lost := [name for name in names if known.logits(name) is None]:
         raise CorruptArtifact(f"retraining {lost[0]} disappeared; run again to rebuild it")
     return known.read(names)

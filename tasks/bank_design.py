@@ -69,7 +69,7 @@ def chosen_next(plan: Blueprint, count: int) -> Manifest:
     """Choose subsets by what they are expected to tell, and seal that the bank holds them."""
     from optimize.design import next_masks
 
-    surrogate, number = calibrated(plan, *_aim(plan)), plan.extension.acts
+    surrogate, number = calibrated(plan, *_aim(plan)), plan.retraining.extension.acts
     targets, offered = _targets(plan, number), _offered(plan, number, count)
     if len(offered) < count:
         raise RequestError(
@@ -95,8 +95,8 @@ def appraised(plan: Blueprint) -> Manifest:
     from optimize.design import bought
     from optimize.surrogate import calibrate
 
-    number = plan.extension.acts - 1
-    *_, record = read_records(plan.artifacts, plan.bank_base)
+    number = plan.retraining.extension.acts - 1
+    *_, record = read_records(plan.artifacts, plan.retraining.base)
     key = _receipt_key(record)
     if sealed := plan.artifacts.find(STAGE, key):
         return sealed
@@ -124,7 +124,7 @@ def appraised(plan: Blueprint) -> Manifest:
 
 def receipts(plan: Blueprint) -> Iterator[Manifest]:
     """What each choice whose models are trained bought, in the order of the acts."""
-    for record in read_records(plan.artifacts, plan.bank_base):
+    for record in read_records(plan.artifacts, plan.retraining.base):
         if receipt := plan.artifacts.find(STAGE, _receipt_key(record)):
             yield receipt
 
@@ -135,11 +135,11 @@ def _receipt_key(record: Manifest) -> str:
 
 def _aim(plan: Blueprint) -> tuple[AttributionSpec, str]:
     """Whose predictions are to become surer: those of an attribution, for a set of test rows."""
-    for problem in plan.decisions:
+    for problem in plan.problems.decisions:
         uses = attributions_of(problem)[0]
         return plan.spec.attribution_named(uses), target_sets(problem)[0]
     for attribution in plan.spec.attribution:
-        if not plan.fitted_share(attribution):
+        if not plan.scores.fitted_share(attribution):
             return attribution, plan.sets.tuning
     raise RequestError(
         "--next needs scores that the bank corrects, and here all are fitted to all of it; add a "
@@ -148,13 +148,13 @@ def _aim(plan: Blueprint) -> tuple[AttributionSpec, str]:
 
 
 def _has_scores(plan: Blueprint, attribution: AttributionSpec) -> bool:
-    key = plan.scores_key(attribution)
+    key = plan.scores.key(attribution)
     return key is not None and plan.artifacts.find("scores", key) is not None
 
 
 def _awaits_receipt(plan: Blueprint, count: int) -> bool:
     """Whether the last act chose so many subsets and ended before it could say what they bought."""
-    records = list(read_records(plan.artifacts, plan.bank_base))
+    records = list(read_records(plan.artifacts, plan.retraining.base))
     if not records or FORESEEN not in records[-1].facts:
         return False
     earlier, (attribution, _) = plan.at(len(records) - 1), _aim(plan)
@@ -204,8 +204,7 @@ def _enlarged(
 
     ids, output = plan.sets.ids(aimed), plan.output(attribution)
     bank = calibrating_bank(plan, attribution, ids)
-    pairs = zip(rows.masks, rows.seeds.tolist(), strict=True)
-    names = [plan.retrain_id(mask, seed) for mask, seed in pairs]
+    names = plan.retraining.ids_of(rows.masks, rows.seeds)
     return RetrainBank(
         masks=np.concatenate([bank.masks, rows.masks]),
         outputs=np.concatenate([bank.outputs, read_outputs(plan, names, ids, output)]),

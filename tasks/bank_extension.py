@@ -150,7 +150,7 @@ def models_to_draw(plan: "Blueprint", models: int) -> int:
         RequestError: There are as many already, or they cannot be shared out over the subsets.
     """
     there = plan.bank.drawn
-    unfinished = models == plan.extension.models and len(plan.missing()) > 0
+    unfinished = models == plan.retraining.extension.models and len(plan.retraining.missing()) > 0
     if models <= there and not unfinished:
         raise RequestError(
             f"--models {models}: the bank has {there} drawn models already; give a larger number"
@@ -171,7 +171,7 @@ def rows_to_adopt(plan: "Blueprint") -> Rows:
     Raises:
         NotFound: There are none.
     """
-    known = plan.retrainings.look()
+    known = plan.retraining.sealed.look()
     names, rows = strangers(plan)
     sealed = np.array([known.logits(name) is not None for name in names], dtype=bool)
     found = rows.take(sealed).without(plan.bank.masks[plan.bank.rows("evaluate")])
@@ -190,7 +190,7 @@ def strangers(plan: "Blueprint") -> tuple[list[str], Rows]:
     """
     taken, names, parts = set(plan.bank.ids), list[str](), list[Rows]()
     for verdict in plan.artifacts.manifests("verdict"):
-        if verdict.inputs.get("trained_by") == plan.trained_by:
+        if verdict.inputs.get("trained_by") == plan.training.digest:
             own: Any = verdict.facts["retrainings"]
             new = {name: place for place, name in enumerate(own) if name not in taken}
             names += new
@@ -202,7 +202,8 @@ def strangers(plan: "Blueprint") -> tuple[list[str], Rows]:
 
 def _next_key(plan: "Blueprint") -> str:
     # Counted anew: the plan may be older than the last act.
-    return _record_key(plan.bank_base, read_extension(plan.artifacts, plan.bank_base).acts)
+    base = plan.retraining.base
+    return _record_key(base, read_extension(plan.artifacts, base).acts)
 
 
 def _record_key(base: str, number: int) -> str:

@@ -22,7 +22,7 @@ def bank_status(plan: Blueprint) -> dict[str, Any]:
         JSON values; "rows" ends with the verdicts' retrainings that the bank has not adopted,
         "bought" says what each choice of next subsets did to the surrogate.
     """
-    bank, missing = plan.bank, plan.missing()
+    bank, missing = plan.bank, plan.retraining.missing()
     return {
         "models": len(bank),
         "drawn": bank.drawn,
@@ -30,7 +30,7 @@ def bank_status(plan: Blueprint) -> dict[str, Any]:
         "chosen": bank.chosen,
         "sealed": len(bank) - len(missing),
         "missing": len(missing),
-        "extensions": plan.extension.acts,
+        "extensions": plan.retraining.extension.acts,
         "rows": [*_held(plan, missing), *_strange(plan)],
         "cost": _cost(plan),
         "resolves": _resolves(plan),
@@ -51,7 +51,7 @@ def _held(plan: Blueprint, missing: NDArray[np.int64]) -> list[dict[str, Any]]:
 
 def _strange(plan: Blueprint) -> list[dict[str, Any]]:
     names, rows = strangers(plan)
-    known = plan.retrainings
+    known = plan.retraining.sealed
     sealed = np.array([known.logits(name) is not None for name in names], dtype=bool)
     return _entries("verdict", rows, rows.masks.mean(axis=1), sealed)
 
@@ -81,7 +81,7 @@ def _entries(
 
 def _cost(plan: Blueprint) -> dict[str, Any] | None:
     """What the chunks that hold the bank took; one that was read from weights trained nothing."""
-    chunks = plan.retrainings.chunks(plan.bank.ids)
+    chunks = plan.retraining.sealed.chunks(plan.bank.ids)
     trained = [chunk for chunk in chunks if chunk.facts["path"] != "weights"]
     if not trained:
         return None
@@ -113,7 +113,7 @@ def _half_width(plan: Blueprint, masks: int, seeds: int, queries: int) -> float 
     from attribution.power import lds_pilot, lds_power
 
     supposed: dict[str, float] = {}
-    if not len(plan.missing()) and plan.spec.attribution:
+    if not len(plan.retraining.missing()) and plan.spec.attribution:
         output = plan.output(plan.spec.attribution[0])
         ids = plan.sets.ids(plan.sets.tuning)
         with suppress(ShapeError):  # a bank too small for a pilot
@@ -127,7 +127,7 @@ def _ceilings(plan: Blueprint) -> list[dict[str, Any]]:
     """The noise ceiling of LDS of each output and subset size: the same for every attribution."""
     found: dict[tuple[str, float | None], float | None] = {}
     for attribution in plan.spec.attribution:
-        key = plan.lds_key(attribution)
+        key = plan.scores.lds_key(attribution)
         evaluation = plan.artifacts.find("lds", key) if key else None
         entries: Any = evaluation.facts["rows"] if evaluation else []
         for entry in entries:

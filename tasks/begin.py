@@ -11,13 +11,13 @@ from schemas.errors import NotFound
 from schemas.spec import ComputeSpec, load_spec
 from store.artifacts import Artifacts
 from store.workspace import Workspace
-from tasks.blueprint import STAGES
 from tasks.ingest import data_key
 from tasks.intake.sources import source_digest
 from tasks.job import Job, blueprint
 from tasks.preflight import ingested
 from tasks.progress import recording
 from tasks.value import models_of
+from tasks.versions import STAGES
 
 
 @task(name="ingest", cache_policy=NO_CACHE)
@@ -64,7 +64,7 @@ def discard_models_of_verdicts(job: Job) -> None:
     for key in _keys(job, "verdict"):
         verdict = plan.artifacts.find("verdict", key)
         names: Any = verdict.facts["retrainings"] if verdict else []
-        for chunk in plan.retrainings.look().chunks(names):
+        for chunk in plan.retraining.sealed.look().chunks(names):
             plan.artifacts.discard(chunk.stage, chunk.key)
 
 
@@ -74,7 +74,7 @@ def discard_models_of_values(job: Job) -> None:
     for key in _keys(job, "values"):
         values = plan.artifacts.find("values", key)
         names = models_of(plan, values) if values else []
-        for chunk in plan.retrainings.look().chunks(names):
+        for chunk in plan.retraining.sealed.look().chunks(names):
             plan.artifacts.discard(chunk.stage, chunk.key)
 
 

@@ -74,9 +74,9 @@ def certified(
 
 def row_lines(plan: Blueprint, problem: UnlearnSpec) -> str:
     """The forgotten rows, one a line: id and digest of what the model saw."""
-    places = np.flatnonzero(plan.forgotten(problem)).tolist()
+    places = np.flatnonzero(plan.problems.forgotten(problem)).tolist()
     ids = plan.dataset.train.example_ids
-    return "".join(f"{ids[place]} {plan.row_digests[place]}\n" for place in places)
+    return "".join(f"{ids[place]} {plan.data.digests[place]}\n" for place in places)
 
 
 def _asked(
@@ -87,8 +87,8 @@ def _asked(
         pairs += [("this request", _told(request)), ("rows new in it", f"{new_rows:,}")]
     if problem.forget is not None:
         pairs.append((f"set '{problem.forget}'", plan.spec.sets[problem.forget]))
-    known = [each for each in plan.requests if each.problem == problem.name and each != request]
-    pairs += [(f"request {each.id}", _told(each)) for each in known]
+    own = [each for each in plan.problems.requests if each.problem == problem.name]
+    pairs += [(f"request {each.id}", _told(each)) for each in own if each != request]
     lines = row_lines(plan, problem)
     ids = [line.split()[0] for line in lines.splitlines()]
     more = f" and {len(ids) - IDS_SHOWN:,} more" if len(ids) > IDS_SHOWN else ""
@@ -135,9 +135,9 @@ def _done(plan: Blueprint, problem: UnlearnSpec, facts: Mapping[str, Any]) -> li
 def _provenance(plan: Blueprint) -> list[tuple[str, str]]:
     return [
         ("data set", plan.dataset.facts.dataset_id),
-        ("training rows", plan.train_digest),
-        ("model definition", plan.model_digest),
-        ("training recipe", plan.recipe_digest),
+        ("training rows", plan.data.train_digest),
+        ("model definition", plan.training.model_digest),
+        ("training recipe", plan.training.recipe_digest),
         ("spec", plan.loaded.digest),
         ("seed", str(plan.spec.seed)),
         ("code", f"winnow {version('winnow')}"),

@@ -35,7 +35,7 @@ from tasks.aiming import curve_points
 from tasks.bank import read_outputs, retrained
 from tasks.bank_extension import load_rows
 from tasks.bank_plan import CALIBRATE, EVALUATE
-from tasks.blueprint import VERSIONS, Blueprint
+from tasks.blueprint import Blueprint
 from tasks.job import Job, blueprint
 from tasks.problems.shape import CHOICE_FILE, UTILITY_FILE
 from tasks.problems.trace_tables import tracing_tables
@@ -45,6 +45,7 @@ from tasks.reporting.findings import arm_of
 from tasks.reporting.judgement import verdict_sentence
 from tasks.score import EFFECTS_FILE, SELF_FILE, load_scores
 from tasks.value import ERRORS_FILE, VALUES_FILE
+from tasks.versions import VERSIONS
 
 STAGE = "run"
 # Queries whose scores are written as one Parquet segment.
@@ -91,7 +92,7 @@ def tables(plan: Blueprint, started: datetime) -> dict[str, pl.DataFrame]:
     for attribution in plan.spec.attribution:
         _add_attribution(plan, attribution, rows)
     _add_bank(plan, rows)
-    for problem in plan.decisions:
+    for problem in plan.problems.decisions:
         if isinstance(problem, TraceSpec):
             _add_tracing(plan, problem, rows)
         else:
@@ -113,7 +114,7 @@ def _run(plan: Blueprint, started: datetime) -> dict[str, Any]:
 
     now = datetime.now(UTC)
     first = plan.spec.attribution[:1]
-    devices = [plan.sealed("scores", plan.scores_key(each)).facts["device"] for each in first]
+    devices = [plan.sealed("scores", plan.scores.key(each)).facts["device"] for each in first]
     return {
         "run_id": plan.run_id(),
         "dataset_id": _dataset_id(plan),
@@ -132,17 +133,17 @@ def _run(plan: Blueprint, started: datetime) -> dict[str, Any]:
 
 def attribution_id(plan: Blueprint, attribution: AttributionSpec) -> str:
     """Name of an attribution in the ledger: its own, and what its scores depend on."""
-    return f"{attribution.name}-{(plan.scores_key(attribution) or '')[:12]}"
+    return f"{attribution.name}-{(plan.scores.key(attribution) or '')[:12]}"
 
 
 def solution_id(plan: Blueprint, problem: DecisionSpec) -> str:
     """Name of a solution in the ledger."""
-    return f"{problem.name}-{(plan.solution_key(problem) or '')[:12]}"
+    return f"{problem.name}-{(plan.problems.solution_key(problem) or '')[:12]}"
 
 
 def _add_attribution(plan: Blueprint, attribution: AttributionSpec, rows: Rows) -> None:
-    scores = plan.sealed("scores", plan.scores_key(attribution))
-    lds = plan.sealed("lds", plan.lds_key(attribution))
+    scores = plan.sealed("scores", plan.scores.key(attribution))
+    lds = plan.sealed("lds", plan.scores.lds_key(attribution))
     own = {"attribution_id": attribution_id(plan, attribution)}
     facts: Any = scores.facts
     evaluation: Any = lds.facts["rows"]
@@ -215,7 +216,7 @@ def _add_outputs(plan: Blueprint, names: list[str], output: str, rows: Rows) -> 
 
 
 def _add_problem(plan: Blueprint, problem: ChoiceSpec, rows: Rows) -> None:
-    solution = plan.sealed("solution", plan.solution_key(problem))
+    solution = plan.sealed("solution", plan.problems.solution_key(problem))
     facts: Any = solution.facts
     folder = plan.artifacts.folder(solution)
     own = {"solution_id": solution_id(plan, problem)}
@@ -265,11 +266,11 @@ def _add_tracing(plan: Blueprint, problem: TraceSpec, rows: Rows) -> None:
     ids = {name: attribution_id(plan, attribution) for name, attribution in names.items()}
     for table, entries in tracing_tables(plan, problem, ids).items():
         rows[table] += entries
-    _add_retrainings(plan, plan.sealed("verdict", plan.verdict_key(problem)), rows)
+    _add_retrainings(plan, plan.sealed("verdict", plan.problems.verdict_key(problem)), rows)
 
 
 def _add_verdict(plan: Blueprint, problem: DecisionSpec, own: dict[str, Any], rows: Rows) -> None:
-    verdict = plan.sealed("verdict", plan.verdict_key(problem))
+    verdict = plan.sealed("verdict", plan.problems.verdict_key(problem))
     facts: Any = verdict.facts
     arms = [
         own
@@ -308,9 +309,9 @@ def _add_retrainings(plan: Blueprint, sealed: Manifest, rows: Rows) -> None:
 
 
 def _add_valuation(plan: Blueprint, problem: ValueSpec, rows: Rows) -> None:
-    key = plan.values_key(problem)
+    key = plan.values.key(problem)
     found = plan.sealed("values", key)
-    folder, players = plan.artifacts.folder(found), plan.players(problem)
+    folder, players = plan.artifacts.folder(found), plan.values.players(problem)
     own = {"valuation_id": f"{problem.name}-{key[:12]}"}
     facts = ("output", "retrainings", "nothing", "everything", "converged", "sentence")
     rows["valuations"].append(

@@ -24,7 +24,7 @@ def draw_models(job: Job, models: int) -> Manifest | None:
     """Seal that the bank holds so many drawn models; None where an earlier act did."""
     plan = blueprint(job)
     wanted = models_to_draw(plan, models)
-    return record_models(plan, wanted) if wanted > plan.extension.models else None
+    return record_models(plan, wanted) if wanted > plan.retraining.extension.models else None
 
 
 @task(name="adopt verdicts", cache_policy=NO_CACHE)

@@ -16,12 +16,15 @@ from prefect.cache_policies import NO_CACHE
 from schemas.errors import CorruptArtifact
 from schemas.manifest import Manifest
 from schemas.spec import AttributionSpec
-from tasks.blueprint import VERSIONS, Blueprint, IntArray, Weights, is_sketched
-from tasks.feature_plan import FeatureShard
+from tasks.blueprint import Blueprint
 from tasks.job import Job, blueprint
 from tasks.progress import advance
 from tasks.retrainings import STATES_FILE
+from tasks.sets import IntArray
+from tasks.stages.features import FeatureShard
+from tasks.stages.scores import Weights, is_sketched
 from tasks.train import WEIGHTS_FILE
+from tasks.versions import VERSIONS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,7 +49,7 @@ def pending_features(job: Job) -> tuple[list[FeatureShard], int]:
     shards = {
         shard.key: shard
         for attribution in plan.spec.attribution
-        for shard in plan.features(attribution) or ()
+        for shard in plan.scores.features(attribution) or ()
     }
     pending = [s for s in shards.values() if plan.artifacts.find(STAGE, s.key) is None]
     for key in shards.keys() - {shard.key for shard in pending}:
@@ -63,7 +66,7 @@ def _featurize(plan: Blueprint, shard: FeatureShard) -> Manifest:
     attribution = plan.spec.attribution_named(shard.attribution)
     if not is_sketched(attribution):
         raise ValueError(f"{attribution.name} keeps no sketches")
-    weights = plan.weights(attribution)
+    weights = plan.scores.weights(attribution)
     if weights is None:
         raise CorruptArtifact("a checkpoint disappeared during the run; run again to rebuild it")
     task = plan.dataset.facts.task
@@ -124,7 +127,7 @@ def load_features(plan: Blueprint, attribution_name: str, side: str) -> "list[Fe
 
     from attribution.estimators.features import Features
 
-    shards = plan.features(plan.spec.attribution_named(attribution_name)) or ()
+    shards = plan.scores.features(plan.spec.attribution_named(attribution_name)) or ()
     blocks: dict[int, list[Features]] = {}
     for shard in sorted(shards, key=lambda shard: (shard.checkpoint, shard.start)):
         if shard.side == side:
@@ -143,7 +146,7 @@ def load_features(plan: Blueprint, attribution_name: str, side: str) -> "list[Fe
 def feature_seconds(plan: Blueprint, attribution: AttributionSpec) -> float:
     """What the sketches of an attribution took, also where it shares them with another."""
     total = 0.0
-    for shard in plan.features(attribution) or ():
+    for shard in plan.scores.features(attribution) or ():
         seconds: Any = plan.sealed(STAGE, shard.key).facts["seconds"]
         total += seconds
     return total

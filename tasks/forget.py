@@ -77,7 +77,7 @@ def record_request(job: Job, *, where: str, note: str, problem: str | None) -> F
     places = plan.dataset.positions(ids)
 
     def write(number: int) -> ForgetRequest:
-        gone = _upto(plan, number - 1).forgotten(asked).copy()
+        gone = plan.before(number).problems.forgotten(asked).copy()
         gone[places] = True
         if gone.all():
             raise InfeasibleProblem(
@@ -91,7 +91,7 @@ def record_request(job: Job, *, where: str, note: str, problem: str | None) -> F
             where=where,
             note=note,
             example_ids=tuple(ids.tolist()),
-            digests=tuple(plan.row_digests[place] for place in places.tolist()),
+            digests=tuple(plan.data.digests[place] for place in places.tolist()),
             recorded_at=datetime.now(UTC),
         )
 
@@ -142,22 +142,22 @@ def job_upto(job: Job, number: int) -> Job:
 def conclude(job: Job) -> Manifest:
     """Seal the receipt and the certificate of the request that a job has answered."""
     plan = blueprint(job)
-    request = next(each for each in plan.requests if each.number == job.upto)
+    request = next(each for each in plan.problems.requests if each.number == job.upto)
     manifest = receipt(plan.artifacts, request) or _conclude(plan, request)
-    advance(STAGE, len(plan.requests) - len(waiting(job)), len(plan.requests))
+    advance(STAGE, len(plan.problems.requests) - len(waiting(job)), len(plan.problems.requests))
     return manifest
 
 
 def _conclude(plan: Blueprint, request: ForgetRequest) -> Manifest:
     problem = problem_named(plan, request.problem)
-    gone = plan.forgotten(problem)
+    gone = plan.problems.forgotten(problem)
     if not gone.any():
         raise NotFound(
             f"request {request.id}: none of the rows that were to be forgotten is among the data "
             "any more; train on it anew, there is nothing to unlearn"
         )
-    new = int((gone & ~_upto(plan, request.number - 1).forgotten(problem)).sum())
-    verdict = plan.sealed(VERDICT, plan.verdict_key(problem))
+    new = int((gone & ~plan.before(request.number).problems.forgotten(problem)).sum())
+    verdict = plan.sealed(VERDICT, plan.problems.verdict_key(problem))
     key = receipt_key(request)
     place = f"{plan.artifacts.root.name}/{STAGE}/{key}/{CERTIFICATE_FILE}"
     inputs = {"verdict": verdict.key, "solution": verdict.inputs["solution"]}
@@ -173,7 +173,3 @@ def _conclude(plan: Blueprint, request: ForgetRequest) -> Manifest:
             "certificate": place,
         }
     return draft.manifest
-
-
-def _upto(plan: Blueprint, number: int) -> Blueprint:
-    return Blueprint(plan.loaded, plan.workspace, plan.data, upto=number)

@@ -47,7 +47,7 @@ def checkpoints(plan: Blueprint) -> Checkpoints:
     from safetensors.torch import load_file, save
 
     if plan.loaded.checkpoint_paths:
-        sealed = [plan.sealed("checkpoints", key) for key in plan.checkpoint_keys]
+        sealed = [plan.sealed("checkpoints", key) for key in plan.training.checkpoint_keys]
         files = [plan.artifacts.folder(manifest) / WEIGHTS_FILE for manifest in sealed]
         each = [load_file(path) for path in files]
         return Checkpoints(
@@ -55,7 +55,7 @@ def checkpoints(plan: Blueprint) -> Checkpoints:
             names=tuple(path.name for path in plan.loaded.checkpoint_paths),
             digests=tuple(manifest.file(WEIGHTS_FILE).sha256 for manifest in sealed),
         )
-    seeds = np.array(plan.checkpoint_seeds, dtype=np.int64)
+    seeds = np.array(plan.training.checkpoint_seeds, dtype=np.int64)
     everything = np.ones((len(seeds), plan.n_train), dtype=bool)
     states = states_of(plan, retrained(plan, everything, seeds, weights=True))
     return Checkpoints(

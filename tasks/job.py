@@ -39,7 +39,7 @@ def attribution_names(job: Job) -> list[str]:
 
 def decision_names(job: Job) -> list[str]:
     """Names of a job's problems that a verdict judges, in the order of its spec."""
-    return [problem.name for problem in blueprint(job).decisions]
+    return [problem.name for problem in blueprint(job).problems.decisions]
 
 
 def valuation_names(job: Job) -> list[str]:

@@ -14,9 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.spec import AttributionSpec, TrakSpec
-from tasks.blueprint import Blueprint, IntArray, Weights
+from tasks.blueprint import Blueprint
 from tasks.featurize import load_weights
 from tasks.score import calibrating_bank
+from tasks.sets import IntArray
+from tasks.stages.scores import Weights
 from tasks.unlearners import REVERSIBLE
 
 if TYPE_CHECKING:
@@ -111,7 +113,7 @@ def foretold(
     ids = {name: plan.sets.ids(name) for name in names}
     edges = np.cumsum([len(each) for each in ids.values()])[:-1]
     together = np.concatenate(list(ids.values()))
-    weights = plan.weights(attribution) or ()
+    weights = plan.scores.weights(attribution) or ()
     bank = _calibrating(plan, attribution, together)
     distinct, place = np.unique(bank.masks, axis=0, return_inverse=True)
     predicted = _predicted(plan, attribution, weights, [*~distinct, gone], together)

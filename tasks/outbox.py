@@ -17,7 +17,7 @@ from schemas.manifest import Manifest
 from tasks.aiming import made_for, predictor
 from tasks.bank import open_bank
 from tasks.bank_extension import MASKS_FILE
-from tasks.blueprint import VERSIONS, Blueprint
+from tasks.blueprint import Blueprint
 from tasks.job import Job, blueprint
 from tasks.problems.shape import CHOICE_FILE, SOLUTION, UTILITY_FILE, VERDICT
 from tasks.problems.unlearn import JUDGED_FILE, OBSERVED_FILE
@@ -29,6 +29,7 @@ from tasks.reporting.forgetting import from_facts
 from tasks.reporting.tracking import log_run
 from tasks.requests import CERTIFICATE_FILE
 from tasks.score import PER_QUERY_FILE
+from tasks.versions import VERSIONS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -88,19 +89,19 @@ def certificates(plan: Blueprint) -> dict[str, Path]:
     """The certificate of each problem that made models forget, by the folder it is kept in."""
     found = {}
     for problem in _unlearnings(plan):
-        verdict = plan.sealed(VERDICT, plan.verdict_key(problem))
+        verdict = plan.sealed(VERDICT, plan.problems.verdict_key(problem))
         place = plan.artifacts.folder(verdict) / CERTIFICATE_FILE
         found[f"certificates/{problem.name}"] = place
     return found
 
 
 def _unlearnings(plan: Blueprint) -> "list[UnlearnSpec]":
-    return [problem for problem in plan.spec.unlearnings if problem in plan.decisions]
+    return [problem for problem in plan.spec.unlearnings if problem in plan.problems.decisions]
 
 
 def _forgetting(plan: Blueprint, problem: "UnlearnSpec") -> "dict[str, Figure]":
-    solution = plan.sealed(SOLUTION, plan.solution_key(problem))
-    verdict = plan.sealed(VERDICT, plan.verdict_key(problem))
+    solution = plan.sealed(SOLUTION, plan.problems.solution_key(problem))
+    verdict = plan.sealed(VERDICT, plan.problems.verdict_key(problem))
     predicted, _ = np.load(plan.artifacts.folder(solution) / JUDGED_FILE)
     observed = np.load(plan.artifacts.folder(verdict) / OBSERVED_FILE)
     found, output = from_facts(verdict.facts), str(verdict.facts["output"])
@@ -111,7 +112,7 @@ def _forgetting(plan: Blueprint, problem: "UnlearnSpec") -> "dict[str, Figure]":
 
 
 def _lds_figure(plan: Blueprint, attribution: "AttributionSpec") -> "Figure":
-    manifest = plan.sealed("lds", plan.lds_key(attribution))
+    manifest = plan.sealed("lds", plan.scores.lds_key(attribution))
     rows: Any = manifest.facts["rows"]
     per_query = np.load(plan.artifacts.folder(manifest) / PER_QUERY_FILE)
     mean = (rows[0]["mean"], rows[0]["low"], rows[0]["high"])
@@ -119,8 +120,8 @@ def _lds_figure(plan: Blueprint, attribution: "AttributionSpec") -> "Figure":
 
 
 def _contender(plan: Blueprint, attribution: "AttributionSpec") -> Contender:
-    rows: Any = plan.sealed("lds", plan.lds_key(attribution)).facts["rows"]
-    seconds: Any = plan.sealed("scores", plan.scores_key(attribution)).facts["seconds"]
+    rows: Any = plan.sealed("lds", plan.scores.lds_key(attribution)).facts["rows"]
+    seconds: Any = plan.sealed("scores", plan.scores.key(attribution)).facts["seconds"]
     return Contender(
         name=attribution.name,
         seconds=seconds,
@@ -139,7 +140,7 @@ def _answer(plan: Blueprint, problem: "SelectSpec") -> "dict[str, Figure]":
             predicted, observed, output=output, groups=groups, arms=points
         ),
     }
-    curve: Any = plan.sealed("solution", plan.solution_key(problem)).facts.get("curve")
+    curve: Any = plan.sealed("solution", plan.problems.solution_key(problem)).facts.get("curve")
     if curve:
         drawn["size"] = size_curve(curve)
     if plan.dataset.facts.n_tokens:  # token numbers are nothing to look at
@@ -155,7 +156,7 @@ def _answer(plan: Blueprint, problem: "SelectSpec") -> "dict[str, Figure]":
 
 
 def _arms(plan: Blueprint, problem: "SelectSpec") -> tuple[dict[str, figures.Interval], str]:
-    facts = plan.sealed("verdict", plan.verdict_key(problem)).facts
+    facts = plan.sealed("verdict", plan.problems.verdict_key(problem)).facts
     records: Any = facts["arms"]
     return (
         {arm["arm"]: tuple(arm["accuracy"] or arm["value"]) for arm in records},
@@ -168,7 +169,7 @@ def _against_observed(
 ) -> tuple[FloatArray, FloatArray, list[str], dict[str, tuple[float, float]]]:
     """The mean output on the judging rows: of the models that only evaluate, and of each arm."""
     ids = plan.sets.ids(plan.spec.verdict.judge_on)
-    verdict = plan.sealed("verdict", plan.verdict_key(problem))
+    verdict = plan.sealed("verdict", plan.problems.verdict_key(problem))
     surrogate = predictor(plan, problem, plan.spec.verdict.judge_on, made_for(plan, problem))
     bank = open_bank(plan, "evaluate", ids, output)
     masks = np.load(plan.artifacts.folder(verdict) / MASKS_FILE).reshape(
@@ -186,7 +187,7 @@ def _against_observed(
 
 def _worst(plan: Blueprint, problem: "SelectSpec") -> tuple[FloatArray, list[str]]:
     """The most harmful of the dropped rows, and a caption for each."""
-    solution = plan.sealed("solution", plan.solution_key(problem))
+    solution = plan.sealed("solution", plan.problems.solution_key(problem))
     folder, rows = plan.artifacts.folder(solution), plan.dataset.train
     harm = np.where(np.load(folder / CHOICE_FILE), np.inf, np.load(folder / UTILITY_FILE))
     worst = [row for row in np.argsort(harm, kind="stable")[:SHOWN] if np.isfinite(harm[row])]

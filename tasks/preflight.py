@@ -90,7 +90,7 @@ def check_attribution(plan: Blueprint, model: "nn.Module", attribution: Attribut
         )
     if attribution.bank_only:
         subsets = len(np.unique(plan.bank.masks[plan.bank.rows("calibrate")], axis=0))
-        fewest = FEWEST_SUBSETS * (2 if plan.fitted_share(attribution) < 1 else 1)
+        fewest = FEWEST_SUBSETS * (2 if plan.scores.fitted_share(attribution) < 1 else 1)
         if subsets < fewest:
             raise ShapeError(
                 f"attribution '{attribution.name}' is fitted to the bank, of which {subsets} "
@@ -132,7 +132,7 @@ def check_valuation(plan: Blueprint, problem: ValueSpec) -> None:
             f"problem '{problem.name}': a {task} has no output '{problem.output}'; "
             f"choose {either(WORTHS_OF_TASK[task])}"
         )
-    players = plan.players(problem)
+    players = plan.values.players(problem)
     most = most_retrainings(problem, len(players))
     if most > problem.max_retrainings:
         who = f"sources by '{problem.by}'" if problem.by else "rows"

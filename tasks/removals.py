@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.bank import states_of
-from tasks.blueprint import Blueprint, IntArray
+from tasks.blueprint import Blueprint
+from tasks.sets import IntArray
 from tasks.witnesses import FloatArray
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def removal_sizes(
 
 def _near_all(plan: Blueprint) -> IntArray:
     """Calibrating rows of the bank of its largest share, of those whose weights are kept."""
-    known, bank = plan.retrainings.look(), plan.bank
+    known, bank = plan.retraining.sealed.look(), plan.bank
     drawn = bank.rows("calibrate")
     drawn = drawn[drawn < bank.drawn]
     largest = drawn[bank.alpha[drawn] == max(plan.spec.bank.alpha)]

@@ -14,10 +14,9 @@ from numpy.typing import NDArray
 from schemas.frozen import digest_of
 from schemas.manifest import Manifest
 from store.artifacts import Artifacts
+from tasks.versions import VERSIONS
 
 STAGE = "bank"
-# Of what a chunk holds and of what names a retraining.
-BANK_VERSION = 3
 LOGITS_FILE = "logits.npy"
 OBSERVED_FILE = "observed.npy"
 STATES_FILE = "states.safetensors"
@@ -58,7 +57,7 @@ class Retrainings:
         if there != self._chunks.keys():
             found = (self._chunks.get(key) or self._artifacts.find(STAGE, key) for key in there)
             chunks = {manifest.key: manifest for manifest in found if manifest}
-            current = [each for each in chunks.values() if each.version == BANK_VERSION]
+            current = [each for each in chunks.values() if each.version == VERSIONS[STAGE]]
             ordered = sorted(current, key=lambda each: (each.created_at, each.key))
             seen = [chunk for chunk in ordered if self.columns(chunk) is not None]
             self._logits = _first(seen, "retrainings")
@@ -90,7 +89,7 @@ class Retrainings:
         return [
             chunk
             for chunk in self._chunks.values()
-            if chunk.version == BANK_VERSION and not wanted.isdisjoint(ids_of(chunk))
+            if chunk.version == VERSIONS[STAGE] and not wanted.isdisjoint(ids_of(chunk))
         ]
 
     def read(self, names: Sequence[str]) -> Iterator[tuple[list[int], NDArray[np.float32]]]:

@@ -24,11 +24,14 @@ from schemas.methods import (
 )
 from schemas.spec import AttributionSpec, RunMethodSpec, TrakSpec
 from tasks.bank import open_bank
-from tasks.blueprint import VERSIONS, Blueprint, IntArray, is_sketched
+from tasks.blueprint import Blueprint
 from tasks.featurize import feature_seconds, load_features, load_weights, take
 from tasks.job import Job, blueprint
 from tasks.progress import advance
+from tasks.sets import IntArray
+from tasks.stages.scores import is_sketched
 from tasks.texts import options_of_rows
+from tasks.versions import VERSIONS
 
 if TYPE_CHECKING:
     from attribution.bank import RetrainBank
@@ -44,7 +47,7 @@ def score(job: Job, name: str) -> Manifest:
     """Score every training row for every query, with the damping that the bank prefers."""
     plan = blueprint(job)
     attribution = plan.spec.attribution_named(name)
-    key = plan.scores_key(attribution) or ""
+    key = plan.scores.key(attribution) or ""
     manifest = plan.artifacts.find(STAGE, key) or _score(plan, attribution, key)
     advance(STAGE, plan.count_done(STAGE, key), len(plan.spec.attribution))
     return manifest
@@ -55,7 +58,7 @@ def evaluate(job: Job, name: str) -> Manifest:
     """Compare an attribution's predictions with retrained models that tuned nothing."""
     plan = blueprint(job)
     attribution = plan.spec.attribution_named(name)
-    key = plan.lds_key(attribution) or ""
+    key = plan.scores.lds_key(attribution) or ""
     manifest = plan.artifacts.find(EVALUATION, key) or _evaluate(plan, attribution, key)
     advance(EVALUATION, plan.count_done(EVALUATION, key), len(plan.spec.attribution))
     return manifest
@@ -83,7 +86,7 @@ def _score(plan: Blueprint, attribution: AttributionSpec, key: str) -> Manifest:
             **made.facts,
             "device": resolve(plan.spec.compute.device),
             "seconds": seconds,
-            "checkpoints": plan.n_checkpoints(attribution),
+            "checkpoints": plan.scores.n_checkpoints(attribution),
         }
     return draft.manifest
 
@@ -131,7 +134,7 @@ def _direct(plan: Blueprint, attribution: AttributionSpec) -> _Made:
     from attribution import attribute
 
     options, common = _options(plan, attribution), _common(plan, attribution)
-    states = [load_weights(plan, weights) for weights in plan.weights(attribution) or ()]
+    states = [load_weights(plan, weights) for weights in plan.scores.weights(attribution) or ()]
     model, found = plan.build_model(), {}
     if options.get("damping") == "auto":
         # Tuned on the evaluating set alone: rows that judge a decision must choose nothing.
@@ -159,7 +162,7 @@ def _fitted(plan: Blueprint, attribution: AttributionSpec) -> _Made:
     """Scores fitted to the bank's calibration half; each query's only to its own outputs."""
     from attribution import attribute
 
-    ids, share = plan.sets.scored, plan.fitted_share(attribution)
+    ids, share = plan.sets.scored, plan.scores.fitted_share(attribution)
     bank = open_bank(plan, "calibrate", ids, plan.output(attribution))
     scores = attribute(
         attribution.method,
@@ -190,7 +193,7 @@ def calibrating_bank(
     is the attribution's unless another is asked for.
     """
     bank = open_bank(plan, "calibrate", ids, output or plan.output(attribution))
-    share = plan.fitted_share(attribution)
+    share = plan.scores.fitted_share(attribution)
     return bank.split(share, plan.spec.seed)[1] if share else bank
 
 
@@ -212,7 +215,7 @@ def _options(plan: Blueprint, attribution: AttributionSpec) -> dict[str, Any]:
         from attribution.training.recipe import exposures
 
         epochs = attribution.snapshots(plan.spec.train.epochs)
-        options["weights"] = exposures(plan.training(), plan.n_train, epochs)
+        options["weights"] = exposures(plan.training.recipe(), plan.n_train, epochs)
     if isinstance(attribution, SourceSpec):
         options["weight_decay"] = decay
     if isinstance(attribution, Bm25Spec | EmbeddingSpec):
@@ -220,8 +223,8 @@ def _options(plan: Blueprint, attribution: AttributionSpec) -> dict[str, Any]:
     if isinstance(attribution, AloSpec | JackknifeSpec):
         options |= {} if "ridge" in options else {"weight_decay": decay}
     if isinstance(attribution, MetagradientSpec):
-        options["training"] = plan.training()
-        options["seeds"] = plan.checkpoint_seeds[: attribution.runs]
+        options["training"] = plan.training.recipe()
+        options["seeds"] = plan.training.checkpoint_seeds[: attribution.runs]
     return options
 
 
@@ -243,7 +246,7 @@ def _evaluate(plan: Blueprint, attribution: AttributionSpec, key: str) -> Manife
     rows = [{"alpha": None, **_facts(result)}]
     if len(result.by_alpha) > 1:
         rows += [{"alpha": alpha, **_facts(part)} for alpha, part in result.by_alpha.items()]
-    inputs = {"scores": plan.scores_key(attribution) or ""}
+    inputs = {"scores": plan.scores.key(attribution) or ""}
     with plan.artifacts.seal(EVALUATION, key, version=VERSIONS[EVALUATION], inputs=inputs) as draft:
         draft.facts |= {"rows": rows}
         np.save(draft.path / PER_QUERY_FILE, result.per_query)
@@ -267,5 +270,5 @@ def _facts(result: "LdsResult") -> dict[str, float | int | None]:
 
 def load_scores(plan: Blueprint, attribution: AttributionSpec) -> NDArray[np.float32]:
     """The score matrix [n_query, n_train] of an attribution, memory-mapped."""
-    manifest = plan.sealed(STAGE, plan.scores_key(attribution))
+    manifest = plan.sealed(STAGE, plan.scores.key(attribution))
     return np.load(plan.artifacts.folder(manifest) / SCORES_FILE, mmap_mode="r")

@@ -15,8 +15,8 @@ def solve(job: Job, name: str) -> Manifest:
     """Answer a problem, and predict with an interval what its answer will do."""
     plan = blueprint(job)
     problem = plan.spec.decision_named(name)
-    key = plan.solution_key(problem) or ""
+    key = plan.problems.solution_key(problem) or ""
     sealed = plan.artifacts.find(SOLUTION, key)
     manifest = sealed or KINDS[problem.kind].solve(plan, problem, key)
-    advance(SOLUTION, plan.count_done(SOLUTION, key), len(plan.decisions))
+    advance(SOLUTION, plan.count_done(SOLUTION, key), len(plan.problems.decisions))
     return manifest

@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 from schemas.errors import DataError, NotFound, ShapeError
 from schemas.frozen import nearest
 from schemas.methods import Bm25Spec, EmbeddingSpec
-from tasks.blueprint import Blueprint, IntArray
+from tasks.blueprint import Blueprint
 from tasks.intake.tokens import PADDING
+from tasks.sets import IntArray
 
 
 def texts_of(plan: Blueprint, ids: IntArray) -> list[str]:

@@ -15,10 +15,11 @@ from prefect.cache_policies import NO_CACHE
 
 from schemas.frozen import digest_of
 from schemas.manifest import Manifest
-from tasks.blueprint import VERSIONS, Blueprint
+from tasks.blueprint import Blueprint
 from tasks.intake.checkpoints import read_checkpoint
 from tasks.job import Job, blueprint
 from tasks.progress import advance
+from tasks.versions import VERSIONS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,20 +36,20 @@ KEEP_EVERY_SECONDS = 15.0
 def train(job: Job) -> tuple[Manifest, ...]:
     """Train the checkpoints that are missing, all as one, or read the user's own."""
     plan = blueprint(job)
-    if plan.snapshots:
+    if plan.training.snapshots:
         _train_run(plan)
-    if not plan.needs_checkpoints and not plan.loaded.checkpoint_paths:
+    if not plan.training.needs_checkpoints and not plan.loaded.checkpoint_paths:
         return ()
     missing = [
         place
-        for place, key in enumerate(plan.checkpoint_keys)
+        for place, key in enumerate(plan.training.checkpoint_keys)
         if plan.artifacts.find(STAGE, key) is None
     ]
     if missing and plan.loaded.checkpoint_paths:
         _adopt(plan, missing)
     elif missing:
         _train(plan, missing)
-    found = (plan.artifacts.find(STAGE, key) for key in plan.checkpoint_keys)
+    found = (plan.artifacts.find(STAGE, key) for key in plan.training.checkpoint_keys)
     return tuple(manifest for manifest in found if manifest)
 
 
@@ -56,7 +57,8 @@ def _train_run(plan: Blueprint) -> None:
     """Train the first checkpoint once more where snapshots of its run are missing."""
     from attribution.training import train_models
 
-    missing = [e for e, key in plan.snapshots.items() if plan.artifacts.find(STAGE, key) is None]
+    keys = plan.training.snapshots
+    missing = [epoch for epoch, key in keys.items() if plan.artifacts.find(STAGE, key) is None]
     if not missing:
         return
     rows = plan.dataset.train
@@ -64,15 +66,15 @@ def _train_run(plan: Blueprint) -> None:
         plan.build_model,
         (np.array(rows.inputs), rows.targets),
         masks=np.ones((1, len(rows)), dtype=bool),
-        seeds=[plan.checkpoint_seeds[0]],
-        training=plan.training(),
+        seeds=[plan.training.checkpoint_seeds[0]],
+        training=plan.training.recipe(),
         task=plan.dataset.facts.task,
         device=plan.spec.compute.device,
         snapshot_epochs=missing,
     )
     for done, epoch in enumerate(missing):
         state = {name: values[0] for name, values in trained.snapshots[epoch].items()}
-        _seal(plan, plan.snapshots[epoch], state, {"epoch": epoch, "rows": len(rows)})
+        _seal(plan, keys[epoch], state, {"epoch": epoch, "rows": len(rows)})
         advance(STAGE, done + 1, len(missing))
 
 
@@ -81,7 +83,7 @@ def _adopt(plan: Blueprint, missing: list[int]) -> None:
     for done, place in enumerate(missing):
         path = plan.loaded.checkpoint_paths[place]
         state = read_checkpoint(path, model)
-        _seal(plan, plan.checkpoint_keys[place], state, {"source": path.name})
+        _seal(plan, plan.training.checkpoint_keys[place], state, {"source": path.name})
         advance(STAGE, done + 1, len(missing))
 
 
@@ -96,8 +98,8 @@ def _train(plan: Blueprint, missing: list[int]) -> None:
             plan.build_model,
             (np.array(rows.inputs), rows.targets),
             masks=masks,
-            seeds=[plan.checkpoint_seeds[place] for place in missing],
-            training=plan.training(),
+            seeds=[plan.training.checkpoint_seeds[place] for place in missing],
+            training=plan.training.recipe(),
             task=plan.dataset.facts.task,
             device=plan.spec.compute.device,
             memory=plan.spec.compute.memory_bytes,
@@ -107,13 +109,13 @@ def _train(plan: Blueprint, missing: list[int]) -> None:
         for stacked, place in enumerate(missing):
             state = trained.state(stacked)
             facts = {
-                "seed": plan.checkpoint_seeds[place],
+                "seed": plan.training.checkpoint_seeds[place],
                 "rows": len(rows),
-                "rows_digest": plan.train_digest,
+                "rows_digest": plan.data.train_digest,
                 "loss": float(trained.losses[stacked]),
                 "path": trained.path,
             }
-            _seal(plan, plan.checkpoint_keys[place], state, facts)
+            _seal(plan, plan.training.checkpoint_keys[place], state, facts)
 
 
 @contextmanager
@@ -123,7 +125,7 @@ def _kept_state(
     """The state that an interrupted training left, and what keeps the state of this one."""
     from attribution.training import load_state, save_state
 
-    name = digest_of([plan.checkpoint_keys[place] for place in missing])
+    name = digest_of([plan.training.checkpoint_keys[place] for place in missing])
     path = plan.workspace.artifacts / "unfinished" / f"{name}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
     kept = time.monotonic()
@@ -144,7 +146,7 @@ def _seal(
 ) -> None:
     from safetensors.torch import save_file
 
-    inputs = {"model": plan.model_digest, "recipe": plan.recipe_digest}
+    inputs = {"model": plan.training.model_digest, "recipe": plan.training.recipe_digest}
     with plan.artifacts.seal(
         STAGE, key, version=VERSIONS[STAGE], inputs=inputs, facts=facts
     ) as draft:

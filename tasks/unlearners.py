@@ -95,7 +95,7 @@ def recipe(plan: Blueprint, problem: UnlearnSpec, method: UnlearnMethod) -> "Met
     if method in _PREDICTED:
         given |= _features(problem, method, plan.spec.attribution_named(problem.uses))
     # Nothing may be there to forget yet, where requests are awaited.
-    given |= _tuned(method, max(1, int(plan.forgotten(problem).sum())))
+    given |= _tuned(method, max(1, int(plan.problems.forgotten(problem).sum())))
     try:
         return method_of(name, given | problem.options.get(method, {}))
     except (NotFound, RecipeError, TypeError) as error:
@@ -192,7 +192,7 @@ def _sized(
     own = problem.options.get(method, {})
     known, sentence = dict[str, float](), ""
     if not told.newton and "damping" not in own:
-        key = plan.scores_key(plan.spec.attribution_named(problem.uses))
+        key = plan.scores.key(plan.spec.attribution_named(problem.uses))
         told = dataclasses.replace(told, damping=plan.sealed("scores", key).facts["damping"])
     if "scale" not in own:
         known, sentence = removal_sizes(plan, told, states)

@@ -20,11 +20,13 @@ from schemas.manifest import Manifest
 from schemas.methods import FALLING
 from schemas.spec import ValueSpec
 from tasks.bank import CHUNK_MODELS, accuracy_of, observed, outputs_of, read_logits, retrained
-from tasks.blueprint import VERSIONS, Blueprint, IntArray
+from tasks.blueprint import Blueprint
 from tasks.job import Job, blueprint
 from tasks.players import most_retrainings
 from tasks.preflight import check_valuation
 from tasks.progress import advance
+from tasks.sets import IntArray
+from tasks.versions import VERSIONS
 
 if TYPE_CHECKING:
     from attribution.valuation import Values
@@ -43,7 +45,7 @@ def appraise(job: Job, name: str) -> Manifest:
     """Say what each player of a problem is worth."""
     plan = blueprint(job)
     problem = next(problem for problem in plan.spec.valuations if problem.name == name)
-    key = plan.values_key(problem)
+    key = plan.values.key(problem)
     manifest = plan.artifacts.find(STAGE, key) or _appraise(plan, problem, key)
     advance(STAGE, plan.count_done(STAGE, key), len(plan.spec.valuations))
     return manifest
@@ -67,7 +69,7 @@ def _appraise(plan: Blueprint, problem: ValueSpec, key: str) -> Manifest:
     )
     nothing, everything = game(np.array([[False], [True]]).repeat(len(sources), axis=1))[:, 0]
     errors = _errors(found)
-    inputs = {"trained_by": plan.trained_by}
+    inputs = {"trained_by": plan.training.digest}
     with plan.artifacts.seal(STAGE, key, version=VERSIONS[STAGE], inputs=inputs) as draft:
         np.save(draft.path / VALUES_FILE, found.values[0])
         np.save(draft.path / ERRORS_FILE, errors)
@@ -126,14 +128,14 @@ class _Models:
     """
 
     def __init__(self, plan: Blueprint, problem: ValueSpec) -> None:
-        self.players = plan.players(problem)
+        self.players = plan.values.players(problem)
         self.output = problem.worth_for(plan.dataset.facts.task)
         self.repeats = problem.seeds
         self.names: dict[str, None] = {}
         self._plan = plan
         self._targets = plan.sets.ids(problem.targets)
         self._most = most_retrainings(problem, len(self.players))
-        self._seeds: IntArray = np.array(plan.training_seeds(problem.seeds))
+        self._seeds: IntArray = np.array(plan.training.seeds(problem.seeds))
 
     def worth(self, masks: BoolArray, rows_of: Callable[[BoolArray], BoolArray]) -> FloatArray:
         """What models of coalitions are worth: bool [B, n_players] to [B, 1 + seeds].

@@ -15,8 +15,8 @@ def judge(job: Job, name: str) -> Manifest:
     """Retrain on the answer and on its rivals, and say whether the prediction held."""
     plan = blueprint(job)
     problem = plan.spec.decision_named(name)
-    key = plan.verdict_key(problem) or ""
+    key = plan.problems.verdict_key(problem) or ""
     sealed = plan.artifacts.find(VERDICT, key)
     manifest = sealed or KINDS[problem.kind].judge(plan, problem, key)
-    advance(VERDICT, plan.count_done(VERDICT, key), len(plan.decisions))
+    advance(VERDICT, plan.count_done(VERDICT, key), len(plan.problems.decisions))
     return manifest

@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.errors import TrainingDiverged
-from tasks.blueprint import Blueprint, IntArray
+from tasks.blueprint import Blueprint
 from tasks.reporting.forgetting import FORGOTTEN, JUDGING, RETAINED
+from tasks.sets import IntArray
 
 if TYPE_CHECKING:
     from torch import Tensor

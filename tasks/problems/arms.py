@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 from schemas.errors import InfeasibleProblem, RecipeError
 from schemas.methods import FALLING
 from schemas.spec import SelectSpec
-from tasks.blueprint import Blueprint, Weights
+from tasks.blueprint import Blueprint
 from tasks.featurize import load_weights
 from tasks.problems.shape import ALL, CHOSEN
+from tasks.stages.scores import Weights
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -112,7 +113,7 @@ def _fixed(plan: Blueprint, problem: SelectSpec, arm: str, size: int) -> BoolArr
 
 
 def _checkpoints(plan: Blueprint) -> list[Weights]:
-    sealed = [plan.sealed("checkpoints", key) for key in plan.checkpoint_keys]
+    sealed = [plan.sealed("checkpoints", key) for key in plan.training.checkpoint_keys]
     return [Weights(each, 0, each.file("model.safetensors").sha256) for each in sealed]
 
 

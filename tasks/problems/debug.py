@@ -19,7 +19,7 @@ from schemas.methods import FALLING
 from schemas.spec import DebugSpec
 from tasks.bank import logits_of, outputs_of, retrained
 from tasks.bank_extension import MASKS_FILE, SEEDS_FILE
-from tasks.blueprint import VERSIONS, Blueprint
+from tasks.blueprint import Blueprint
 from tasks.problems.evidence import gather
 from tasks.problems.look import without_matched
 from tasks.problems.shape import (
@@ -32,6 +32,7 @@ from tasks.problems.shape import (
     arm_seeds,
 )
 from tasks.surrogate import finite
+from tasks.versions import VERSIONS
 
 EVIDENCE_FILE = "evidence.json"
 RANDOM = "random"
@@ -65,7 +66,7 @@ def solve(plan: Blueprint, problem: DebugSpec, key: str) -> Manifest:
     gain = -float(found.utility[~choice].sum())
     # No set of as many rows holds it down more, by the surrogate.
     most = -float(np.sort(found.utility)[: int((~choice).sum())].sum())
-    inputs = {"scores": plan.scores_key(plan.spec.attribution_named(problem.uses)) or ""}
+    inputs = {"scores": plan.scores.key(plan.spec.attribution_named(problem.uses)) or ""}
     with plan.artifacts.seal(SOLUTION, key, version=VERSIONS[SOLUTION], inputs=inputs) as draft:
         np.save(draft.path / CHOICE_FILE, choice)
         np.save(draft.path / UTILITY_FILE, found.utility)
@@ -95,7 +96,7 @@ def read_report(plan: Blueprint, solution: Manifest) -> dict[str, Any]:
 
 def judge(plan: Blueprint, problem: DebugSpec, key: str) -> Manifest:
     """Retrain without the slice, with all rows, and without random rows of the same classes."""
-    solution = plan.sealed(SOLUTION, plan.solution_key(problem))
+    solution = plan.sealed(SOLUTION, plan.problems.solution_key(problem))
     folder = plan.artifacts.folder(solution)
     report = read_report(plan, solution)
     choice = np.load(folder / CHOICE_FILE)
@@ -116,7 +117,7 @@ def judge(plan: Blueprint, problem: DebugSpec, key: str) -> Manifest:
         ids = plan.sets.ids(problem.targets)
         values = outputs_of(plan, logits_of(plan, names), ids, output).mean(axis=1)
         facts = _compared(masks, values.reshape(len(masks), -1), report, output)
-    inputs = {"solution": solution.key, "trained_by": plan.trained_by}
+    inputs = {"solution": solution.key, "trained_by": plan.training.digest}
     with plan.artifacts.seal(VERDICT, key, version=VERSIONS[VERDICT], inputs=inputs) as draft:
         np.save(draft.path / MASKS_FILE, stacked)
         np.save(draft.path / SEEDS_FILE, seeds)

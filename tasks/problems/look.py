@@ -300,7 +300,7 @@ class Look:
         by_bank = self._unseen()
         if by_bank is not None:
             return by_bank
-        folder = plan.artifacts.folder(plan.sealed("scores", plan.scores_key(self.attribution)))
+        folder = plan.artifacts.folder(plan.sealed("scores", plan.scores.key(self.attribution)))
         if (itself := folder / SELF_FILE).exists():
             suspicion, by = self.sign * np.load(itself), "self-influence"
         else:
@@ -316,7 +316,7 @@ class Look:
         from attribution.mislabels import confident_errors, out_of_bag
         from attribution.training import predict
 
-        plan, bank, known = self.plan, self.plan.bank, self.plan.retrainings.look()
+        plan, bank, known = self.plan, self.plan.bank, self.plan.retraining.sealed.look()
         rows = np.array(
             [row for row in bank.rows("calibrate") if known.weights(bank.ids[row])], dtype=np.intp
         )

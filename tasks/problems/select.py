@@ -16,7 +16,7 @@ from schemas.spec import SelectSpec
 from tasks.aiming import aimed_for, curve_facts, curve_of, made_for, predictor
 from tasks.bank import accuracy_of, logits_of, outputs_of, retrained
 from tasks.bank_extension import MASKS_FILE, SEEDS_FILE, Rows
-from tasks.blueprint import VERSIONS, Blueprint
+from tasks.blueprint import Blueprint
 from tasks.constraints import duplicates_of
 from tasks.problems.arms import FIXED, masks_of, refuse_arms
 from tasks.problems.objective import objective, surrogates_of, targets_of, utility_at
@@ -30,6 +30,7 @@ from tasks.problems.shape import (
     arm_seeds,
 )
 from tasks.surrogate import extrapolation, finite, predicted_change
+from tasks.versions import VERSIONS
 
 if TYPE_CHECKING:
     from optimize.aim import Aimed
@@ -88,7 +89,7 @@ def solve(plan: Blueprint, problem: SelectSpec, key: str) -> Manifest:
     made = made and made.without(solution.choice[None])
     judge = predictor(plan, problem, plan.spec.verdict.judge_on, made)
     warning = "" if made else extrapolation(plan, judge.weights[0], solution.choice)
-    inputs = {"scores": plan.scores_key(plan.spec.attribution_named(problem.uses)) or ""}
+    inputs = {"scores": plan.scores.key(plan.spec.attribution_named(problem.uses)) or ""}
     with plan.artifacts.seal(SOLUTION, key, version=VERSIONS[SOLUTION], inputs=inputs) as draft:
         np.save(draft.path / CHOICE_FILE, solution.choice)
         np.save(draft.path / UTILITY_FILE, utility_at(stated, solution.choice))
@@ -144,7 +145,7 @@ def _size_sentence(output: str, curve: "SizeCurve") -> str:
 
 def judge(plan: Blueprint, problem: SelectSpec, key: str) -> Manifest:
     """Retrain on the choice and on its rivals, and compare."""
-    solution = plan.sealed("solution", plan.solution_key(problem))
+    solution = plan.sealed("solution", plan.problems.solution_key(problem))
     folder = plan.artifacts.folder(solution)
     suffix, drawn = arm_seeds(plan, plan.spec.verdict.seeds)
     masks = masks_of(plan, problem, np.load(folder / CHOICE_FILE), suffix)
@@ -154,7 +155,7 @@ def judge(plan: Blueprint, problem: SelectSpec, key: str) -> Manifest:
     output = str(solution.facts["output"])
     surrogate = predictor(plan, problem, plan.spec.verdict.judge_on, made_for(plan, problem))
     arms = compare(plan, masks, logits, surrogate, output)
-    inputs = {"solution": solution.key, "trained_by": plan.trained_by}
+    inputs = {"solution": solution.key, "trained_by": plan.training.digest}
     with plan.artifacts.seal(VERDICT, key, version=VERSIONS[VERDICT], inputs=inputs) as draft:
         np.save(draft.path / MASKS_FILE, stacked)
         np.save(draft.path / SEEDS_FILE, seeds)
@@ -213,4 +214,4 @@ def compare(
 def bounds_of(plan: Blueprint, problem: SelectSpec) -> dict[str, Any]:
     """Size, quotas, budgets and rows of a problem, as the solver takes them."""
     duplicates = duplicates_of(plan.dataset, problem)
-    return plan.limits(problem).options() | {"duplicates": duplicates}
+    return plan.problems.limits(problem).options() | {"duplicates": duplicates}

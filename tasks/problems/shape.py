@@ -4,7 +4,8 @@ import itertools
 
 import numpy as np
 
-from tasks.blueprint import Blueprint, IntArray
+from tasks.blueprint import Blueprint
+from tasks.sets import IntArray
 
 SOLUTION, VERDICT = "solution", "verdict"
 # Bool [n_train], the rows to train on; float64 [n_train], what having each row adds.

@@ -17,10 +17,11 @@ from schemas.methods import FALLING
 from schemas.spec import TraceSpec
 from tasks.bank import read_outputs, retrained
 from tasks.bank_extension import MASKS_FILE, SEEDS_FILE
-from tasks.blueprint import VERSIONS, Blueprint
+from tasks.blueprint import Blueprint
 from tasks.problems.shape import ALL, SOLUTION, VERDICT, arm_seeds
 from tasks.score import load_scores
 from tasks.texts import metadata_of
+from tasks.versions import VERSIONS
 
 if TYPE_CHECKING:
     from attribution.fact_removal import RemovalEffects
@@ -82,7 +83,7 @@ def solve(plan: Blueprint, problem: TraceSpec, key: str) -> Manifest:
             facts |= {"mrr": list(found.mrr), "recall": list(found.recall_at_k)}
         methods.append(facts)
     inputs = {
-        name: plan.scores_key(plan.spec.attribution_named(name)) or "" for name in problem.uses
+        name: plan.scores.key(plan.spec.attribution_named(name)) or "" for name in problem.uses
     }
     with plan.artifacts.seal(SOLUTION, key, version=VERSIONS[SOLUTION], inputs=inputs) as draft:
         np.save(draft.path / TOP_FILE, np.stack(top))
@@ -100,7 +101,7 @@ def judge(plan: Blueprint, problem: TraceSpec, key: str) -> Manifest:
     from attribution.fact_removal import design_removal, removal_effects
     from attribution.streams import Purpose, stream
 
-    solution = plan.sealed(SOLUTION, plan.solution_key(problem))
+    solution = plan.sealed(SOLUTION, plan.problems.solution_key(problem))
     folder = plan.artifacts.folder(solution)
     top, ids = np.load(folder / TOP_FILE), np.load(folder / QUERIES_FILE)
     drawn = stream(plan.spec.seed, Purpose.VERDICT, len(ids), 0, 0).permutation(len(ids))
@@ -134,7 +135,7 @@ def judge(plan: Blueprint, problem: TraceSpec, key: str) -> Manifest:
         for place, arm in enumerate(design.arms)
     ]
     origins = [ALL] * len(seeds) + [design.arms[arm] for arm in design.arm_of]
-    inputs = {"solution": solution.key, "trained_by": plan.trained_by}
+    inputs = {"solution": solution.key, "trained_by": plan.training.digest}
     with plan.artifacts.seal(VERDICT, key, version=VERSIONS[VERDICT], inputs=inputs) as draft:
         np.save(draft.path / MASKS_FILE, masks)
         np.save(draft.path / SEEDS_FILE, every)

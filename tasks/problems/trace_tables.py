@@ -24,8 +24,8 @@ def tracing_tables(plan: Blueprint, problem: TraceSpec, attributions: Mapping[st
         problem: The problem, solved and judged.
         attributions: Id in the ledger of each attribution, by its name.
     """
-    solution = plan.sealed(SOLUTION, plan.solution_key(problem))
-    verdict = plan.sealed(VERDICT, plan.verdict_key(problem))
+    solution = plan.sealed(SOLUTION, plan.problems.solution_key(problem))
+    verdict = plan.sealed(VERDICT, plan.problems.verdict_key(problem))
     facts: Any = solution.facts
     said: Any = verdict.facts
     own = {"tracing_id": f"{problem.name}-{solution.key[:12]}"}
@@ -74,7 +74,7 @@ def tracing_tables(plan: Blueprint, problem: TraceSpec, attributions: Mapping[st
 
 
 def _named(plan: Blueprint, problem: TraceSpec, own: dict[str, Any]) -> list[dict[str, Any]]:
-    folder = plan.artifacts.folder(plan.sealed(SOLUTION, plan.solution_key(problem)))
+    folder = plan.artifacts.folder(plan.sealed(SOLUTION, plan.problems.solution_key(problem)))
     top, queries = np.load(folder / TOP_FILE), np.load(folder / QUERIES_FILE).tolist()
     ids, rows = plan.dataset.train.example_ids, list[dict[str, Any]]()
     for name, places in zip(problem.uses, top, strict=True):

@@ -20,7 +20,7 @@ from schemas.spec import UnlearnSpec
 from schemas.unlearning import METHODS_OF_TASK
 from tasks.bank import retrained, states_of
 from tasks.bank_extension import MASKS_FILE, SEEDS_FILE
-from tasks.blueprint import VERSIONS, Blueprint
+from tasks.blueprint import Blueprint
 from tasks.certify import certified, row_lines
 from tasks.handover import checkpoints, hand_over
 from tasks.problems.distance import (
@@ -47,6 +47,7 @@ from tasks.reporting.wording import signed_interval
 from tasks.requests import CERTIFICATE_FILE
 from tasks.surrogate import calibrated, finite
 from tasks.unlearners import Unlearned, joined, recipe, unlearned
+from tasks.versions import VERSIONS
 from tasks.witnesses import Seen, Witnesses, observe, witnesses
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def check(plan: Blueprint, problem: UnlearnSpec) -> None:
         raise InfeasibleProblem(
             f"problem '{problem.name}': a {task} has no '{problem.method}'; choose {either(known)}"
         )
-    if plan.forgotten(problem).all():
+    if plan.problems.forgotten(problem).all():
         raise InfeasibleProblem(
             f"problem '{problem.name}': its set and the requests together forget all "
             f"{plan.n_train:,} training rows; an untrained model is the answer"
@@ -89,13 +90,13 @@ def solve(plan: Blueprint, problem: UnlearnSpec, key: str) -> Manifest:
     check(plan, problem)
     attribution = plan.spec.attribution_named(problem.uses)
     output, judge_on = plan.output(attribution), plan.spec.verdict.judge_on
-    stay = ~plan.forgotten(problem)
+    stay = ~plan.problems.forgotten(problem)
     aimed = calibrated(plan, attribution, problem.targets)
     mean = calibrated(plan, attribution, judge_on).averaged()
     utility = (-1.0 if output in FALLING else 1.0) * aimed.averaged().weights[0]
     told = forecast(plan, problem, stay)
     value = float(utility[stay].sum())
-    inputs = {"scores": plan.scores_key(attribution) or ""}
+    inputs = {"scores": plan.scores.key(attribution) or ""}
     with plan.artifacts.seal(SOLUTION, key, version=VERSIONS[SOLUTION], inputs=inputs) as draft:
         np.save(draft.path / CHOICE_FILE, stay)
         np.save(draft.path / UTILITY_FILE, utility)
@@ -133,7 +134,7 @@ def judge(plan: Blueprint, problem: UnlearnSpec, key: str) -> Manifest:
     """Retrain without the rows, unlearn them by every method, and compare."""
     from attribution.changes import agreement
 
-    solution = plan.sealed(SOLUTION, plan.solution_key(problem))
+    solution = plan.sealed(SOLUTION, plan.problems.solution_key(problem))
     folder = plan.artifacts.folder(solution)
     stay, count = np.load(folder / CHOICE_FILE), problem.models
     _, seeds = arm_seeds(plan, 3 * count)
@@ -159,7 +160,7 @@ def judge(plan: Blueprint, problem: UnlearnSpec, key: str) -> Manifest:
         "sized": changed[CHOSEN].sized,
         "models": count,
         "n_forgotten": int((~stay).sum()),
-        "requests": sum(each.problem == problem.name for each in plan.requests),
+        "requests": sum(each.problem == problem.name for each in plan.problems.requests),
         "oracles": 2 * count,
         "own_output": rows.own_output,
         "queries": query_record(queries),
@@ -175,7 +176,7 @@ def judge(plan: Blueprint, problem: UnlearnSpec, key: str) -> Manifest:
         from_facts(facts), str(facts["output"]), facts["predicted"], change[0]
     )
     after = {name: value[count:] for name, value in changed[CHOSEN].states.items()}
-    inputs = {"solution": solution.key, "trained_by": plan.trained_by}
+    inputs = {"solution": solution.key, "trained_by": plan.training.digest}
     with plan.artifacts.seal(VERDICT, key, version=VERSIONS[VERDICT], inputs=inputs) as draft:
         np.save(draft.path / MASKS_FILE, masks)
         np.save(draft.path / SEEDS_FILE, seeds)

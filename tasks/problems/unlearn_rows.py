@@ -32,7 +32,7 @@ def unlearning_rows(
         problem: What was asked.
         ids: solution_id and verdict_id of each arm.
     """
-    verdict = plan.sealed(VERDICT, plan.verdict_key(problem))
+    verdict = plan.sealed(VERDICT, plan.problems.verdict_key(problem))
     facts: Any = verdict.facts
     solution = {"solution_id": ids[CHOSEN]["solution_id"]}
     own = ("method", "n_forgotten", "requests", "models", "oracles")
@@ -53,7 +53,7 @@ def _of_arm(record: Mapping[str, Any], ids: Mapping[str, Mapping[str, str]]) -> 
 
 
 def _changes(plan: Blueprint, problem: UnlearnSpec, verdict: Manifest) -> Iterator[dict[str, Any]]:
-    solution = plan.sealed(SOLUTION, plan.solution_key(problem))
+    solution = plan.sealed(SOLUTION, plan.problems.solution_key(problem))
     folder = plan.artifacts.folder(solution)
     observed = np.load(plan.artifacts.folder(verdict) / OBSERVED_FILE).tolist()
     judging = plan.sets.ids(plan.spec.verdict.judge_on).tolist()

@@ -50,7 +50,7 @@ def run_job(job: Job, *, until: str = "run") -> Job:
         "run": lambda: commit.fn(job),
     }
     for stage, step in steps.items():
-        if stage != "checkpoints" or blueprint(job).needs_checkpoints:
+        if stage != "checkpoints" or blueprint(job).training.needs_checkpoints:
             step()
         if stage == until:
             break

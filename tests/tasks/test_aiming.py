@@ -37,7 +37,7 @@ def best(tmp_path_factory: pytest.TempPathFactory) -> Blueprint:
 
 def facts_of(plan: Blueprint) -> dict[str, Any]:
     (problem,) = plan.spec.selections
-    return plan.sealed("solution", plan.solution_key(problem)).facts
+    return plan.sealed("solution", plan.problems.solution_key(problem)).facts
 
 
 def test_the_best_size_is_the_top_of_a_curve_that_reaches_all_rows(best: Blueprint) -> None:
@@ -90,18 +90,17 @@ def test_aimed_models_are_in_the_table_and_never_judge(best: Blueprint) -> None:
     # All rows are among them four times, with a seed of their own each.
     assert len(rows) == len(made) > 20
     assert made.masks.all(axis=1).sum() >= 4
-    verdict = best.sealed("verdict", best.verdict_key(problem))
+    verdict = best.sealed("verdict", best.problems.verdict_key(problem))
     judging: Any = verdict.facts["retrainings"]
     assert not {name for name, _ in rows} & set(judging)
-    choice = np.load(
-        best.artifacts.folder(best.sealed("solution", best.solution_key(problem))) / "choice.npy"
-    )
+    solution = best.sealed("solution", best.problems.solution_key(problem))
+    choice = np.load(best.artifacts.folder(solution) / "choice.npy")
     assert not (made.masks == choice).all(axis=1).any()
 
 
 def test_the_verdict_predicts_what_the_solution_did(best: Blueprint) -> None:
     (problem,) = best.spec.selections
-    verdict: Any = best.sealed("verdict", best.verdict_key(problem)).facts
+    verdict: Any = best.sealed("verdict", best.problems.verdict_key(problem)).facts
     (chosen,) = (arm for arm in verdict["arms"] if arm["arm"] == "chosen")
     assert chosen["predicted_change"] == pytest.approx(facts_of(best)["predicted"])
 

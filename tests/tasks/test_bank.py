@@ -108,14 +108,14 @@ def test_a_lost_chunk_alone_is_trained_again(tmp_path: Path) -> None:
     assert after[1] == before[1]
     assert after[0].created_at > before[0].created_at
     shutil.rmtree(lost)
-    assert len(again.missing()) == 12
+    assert len(again.retraining.missing()) == 12
 
 
 def test_a_bank_that_is_refreshed_is_trained_again(tmp_path: Path) -> None:
     job = run_stages(TINY, tmp_path / "w", until="bank")
     discard(job, ["bank"])
     assert not chunks(blueprint(job))
-    assert len(blueprint(job).missing()) == 24
+    assert len(blueprint(job).retraining.missing()) == 24
     assert len(trained(bank_after(TINY, tmp_path / "w"))) == 24
 
 
@@ -186,7 +186,7 @@ def test_checkpoints_of_the_bank_are_kept_whatever_their_size(
     assert len(chunks(plain)) == 2
     spec = edited(tmp_path, ('method = "trak"', 'method = "trak"\ncheckpoints = "bank"'))
     plan = bank_after(spec, tmp_path / "w")
-    found = plan.weights(plan.spec.attribution[0]) or ()
+    found = plan.scores.weights(plan.spec.attribution[0]) or ()
     assert len(found) == plan.spec.train.seeds
     # Their logits were known, their weights were not.
     again = [name for chunk in chunks(plan) for name in chunk.facts["weights"]]
@@ -236,7 +236,7 @@ def test_models_of_a_verdict_that_were_lost_are_trained_for_the_ledger(tmp_path:
     plan = blueprint(job)
     models = trained(plan)
     names, _ = strangers(plan)
-    for chunk in plan.retrainings.look().chunks(names):
+    for chunk in plan.retraining.sealed.look().chunks(names):
         plan.artifacts.discard("bank", chunk.key)
     plan.workspace.published.unlink()
     assert trained(blueprint(run_stages(TINY, tmp_path / "w"))) == models
@@ -247,7 +247,7 @@ def test_models_of_a_verdict_that_were_lost_are_trained_for_the_ledger(tmp_path:
 
 def verdict_names(plan: Blueprint) -> set[str]:
     """Names of the models that the plan's own verdicts compare."""
-    keys = [plan.verdict_key(problem) for problem in plan.spec.selections]
+    keys = [plan.problems.verdict_key(problem) for problem in plan.spec.selections]
     names = [plan.sealed("verdict", key).facts["retrainings"] for key in keys]
     return {str(name) for group in names for name in group}
 
@@ -271,13 +271,13 @@ def test_a_bank_that_was_extended_stays_so_and_the_next_run_works_with_it(tmp_pa
     assert plan.run_key() != first.run_key()
     # A choice that stays the same is not trained again; another one is.
     assert len(trained(plan)) - 48 in (9, 12)
-    evaluated = plan.sealed("lds", plan.lds_key(plan.spec.attribution[0])).facts["rows"]
+    evaluated = plan.sealed("lds", plan.scores.lds_key(plan.spec.attribution[0])).facts["rows"]
     assert {row["n_masks"] for row in evaluated} == {6, 12}
     before = chunks(plan), plan.artifacts.manifests("verdict")
     again = judged(TINY, tmp_path)
     assert (chunks(again), again.artifacts.manifests("verdict")) == before
     written = bank_after(edited(tmp_path, ("models = 24", "models = 48")), tmp_path)
-    assert written.extension.acts == 0
+    assert written.retraining.extension.acts == 0
     assert written.bank.ids == plan.bank.ids
     assert written.bank.kinds.tolist() == plan.bank.kinds.tolist()
 

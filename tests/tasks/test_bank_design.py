@@ -92,7 +92,7 @@ def test_a_choice_that_was_killed_goes_on_and_the_next_one_waits_for_scores(
         is_to_choose(blueprint(fresh(job)), 5)
     assert bank_status(blueprint(fresh(job)))["bought"] == []
     plan = extended(fresh(job), 4)
-    assert (plan.bank.chosen, len(plan.missing())) == (4, 0)
+    assert (plan.bank.chosen, len(plan.retraining.missing())) == (4, 0)
     with pytest.raises(NotFound, match="'trak' has none for the bank as it is"):
         is_to_choose(blueprint(fresh(job)), 4)
     more = extended(run_stages(TINY, tmp_path, until="scores"), 4)

@@ -56,8 +56,8 @@ def text_of(renderable: RenderableType) -> str:
 def sealed(plan: Blueprint) -> tuple[Path, dict[str, Any], dict[str, Any]]:
     """Folder and facts of the example's proposal, and the facts of its verdict."""
     problem = plan.spec.diagnoses[0]
-    solution = plan.sealed("solution", plan.solution_key(problem))
-    verdict = plan.sealed("verdict", plan.verdict_key(problem))
+    solution = plan.sealed("solution", plan.problems.solution_key(problem))
+    verdict = plan.sealed("verdict", plan.problems.verdict_key(problem))
     return plan.artifacts.folder(solution), dict(solution.facts), dict(verdict.facts)
 
 
@@ -155,8 +155,8 @@ def test_a_question_beside_the_spec_rescores_nothing(done: Blueprint) -> None:
     beside = blueprint(job.model_copy(update={"ask": ask}))
     assert beside.spec.decision_named("aside") == ask
     (attribution,) = done.spec.attribution
-    assert beside.scores_key(attribution) == done.scores_key(attribution)
-    assert beside.solution_key(ask) not in done.artifacts.keys("solution")
+    assert beside.scores.key(attribution) == done.scores.key(attribution)
+    assert beside.problems.solution_key(ask) not in done.artifacts.keys("solution")
 
 
 def test_tables_report_and_mlflow_show_a_diagnosis(done: Blueprint) -> None:

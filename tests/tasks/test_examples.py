@@ -123,7 +123,7 @@ def test_a_purchase_keeps_to_quotas_budget_sets_and_copies(tmp_path: Path) -> No
 def test_zeros_that_are_withdrawn_are_forgotten_as_far_as_matching_can(tmp_path: Path) -> None:
     plan = run_smaller("forget", tmp_path, models=32, seeds=2)
     (problem,) = plan.spec.unlearnings
-    solution = plan.sealed("solution", plan.solution_key(problem)).facts
+    solution = plan.sealed("solution", plan.problems.solution_key(problem)).facts
     assert solution["predicted_by"]["method"] == "newton"
     found = {
         row[0]: row[1:]
@@ -137,6 +137,6 @@ def test_zeros_that_are_withdrawn_are_forgotten_as_far_as_matching_can(tmp_path:
     assert floor < found["chosen"][0] < floor + 0.75 * (untouched - floor)
     assert found["chosen"][0] < found["finetune"][0]
     assert found["chosen"][1] < 0.2
-    queries = plan.sealed("verdict", plan.verdict_key(problem)).facts["queries"]
+    queries = plan.sealed("verdict", plan.problems.verdict_key(problem)).facts["queries"]
     assert queries["correlation"] > 0.7 * queries["ceiling"]
     assert queries["error"] < 0.8 * queries["error_unchanged"]

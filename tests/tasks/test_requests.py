@@ -40,12 +40,12 @@ def opened(spec: Path, folder: Path) -> Job:
 
 
 def gone(plan: Blueprint) -> list[int]:
-    return np.flatnonzero(plan.forgotten(plan.spec.unlearnings[0])).tolist()
+    return np.flatnonzero(plan.problems.forgotten(plan.spec.unlearnings[0])).tolist()
 
 
 def verdicts(plan: Blueprint) -> list[str]:
     """What the verdict that each request led to says."""
-    receipts = [receipt(plan.artifacts, request) for request in plan.requests]
+    receipts = [receipt(plan.artifacts, request) for request in plan.problems.requests]
     keys = [found.inputs["verdict"] for found in receipts if found]
     return [str(plan.sealed("verdict", key).facts["sentence"]) for key in keys]
 
@@ -64,7 +64,7 @@ def answered(tmp_path_factory: pytest.TempPathFactory) -> Job:
 
 def test_a_problem_without_a_set_waits_for_requests(tmp_path: Path) -> None:
     plan = blueprint(opened(written(tmp_path, ONLY_REQUESTS), tmp_path))
-    assert plan.decisions == ()
+    assert plan.problems.decisions == ()
     assert plan.keys("verdict") == []
 
 
@@ -99,7 +99,7 @@ def test_each_has_its_own_certificate(answered: Job) -> None:
 
 def test_rows_that_are_gone_already_cost_nothing(answered: Job) -> None:
     plan = blueprint(answered)
-    receipts = [receipt(plan.artifacts, each) for each in plan.requests]
+    receipts = [receipt(plan.artifacts, each) for each in plan.problems.requests]
     assert len(plan.artifacts.keys("verdict")) == 2
     assert receipts[1].inputs == receipts[2].inputs  # type: ignore[union-attr]
 
@@ -200,7 +200,7 @@ def test_a_row_is_known_by_its_digest_and_not_by_its_number(tmp_path: Path) -> N
     job = opened(written(tmp_path), tmp_path)
     made = ask(job, "ORDER BY example_id LIMIT 2 OFFSET 3")
     plan = blueprint(job)
-    digests, ids = list(plan.row_digests[: plan.n_train]), plan.dataset.train.example_ids
+    digests, ids = list(plan.data.digests[: plan.n_train]), plan.dataset.train.example_ids
     assert rows_named([made], digests, ids) == {3, 4}
     # Row 3 has moved to the end; row 4 is in the data no more.
     moved = [*digests[:3], "other", "another", *digests[5:-1], digests[3]]

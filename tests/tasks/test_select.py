@@ -125,7 +125,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Blueprint:
 
 def choice(plan: Blueprint, name: str) -> np.ndarray:
     problem = plan.spec.decision_named(name)
-    manifest = plan.sealed("solution", plan.solution_key(problem))
+    manifest = plan.sealed("solution", plan.problems.solution_key(problem))
     return np.load(plan.artifacts.folder(manifest) / "choice.npy")
 
 
@@ -153,7 +153,7 @@ def test_a_choice_keeps_to_all_that_binds_it(done: Blueprint) -> None:
 
 def test_no_relaxation_of_the_constraints_is_better_than_the_bound(done: Blueprint) -> None:
     problem = done.spec.decision_named("bound")
-    facts = done.sealed("solution", done.solution_key(problem)).facts
+    facts = done.sealed("solution", done.problems.solution_key(problem)).facts
     utility = surrogates_of(done, problem, targets_of(done, problem))[0].weights[0]
     bounds, groups = bounds_of(done, problem), duplicates_of(done.dataset, problem)
     assert groups is not None
@@ -184,7 +184,7 @@ def test_prices_are_in_the_ledger_by_the_names_of_the_spec(done: Blueprint) -> N
         "SELECT constraint_name, price FROM prices_by_constraint WHERE problem = 'bound'",
     ).rows
     problem = done.spec.decision_named("bound")
-    facts = done.sealed("solution", done.solution_key(problem)).facts
+    facts = done.sealed("solution", done.problems.solution_key(problem)).facts
     assert dict(rows) == facts["prices"]
     assert {name for name, _ in rows} == {
         "size", "class ore", "quarry east", "quarry north", "grams", "rows", "must include",
@@ -225,7 +225,7 @@ def test_the_worst_of_several_sets_counts_by_its_cautious_prediction(done: Bluep
         float(each.expect(chosen[None])[0, 0]) - 0.5 * spread.sd(chosen)
         for each, spread in zip(surrogates, stated["spreads"], strict=True)
     ]
-    facts = done.sealed("solution", done.solution_key(problem)).facts
+    facts = done.sealed("solution", done.problems.solution_key(problem)).facts
     assert facts["value"] == pytest.approx(min(values))
     plain = [float(each.expect(chosen[None])[0, 0]) for each in surrogates]
     np.testing.assert_array_equal(
@@ -236,7 +236,7 @@ def test_the_worst_of_several_sets_counts_by_its_cautious_prediction(done: Bluep
 def test_the_best_size_is_one_that_the_constraints_allow(done: Blueprint) -> None:
     chosen = choice(done, "best")
     problem = done.spec.decision_named("best")
-    curve = done.sealed("solution", done.solution_key(problem)).facts["curve"]
+    curve = done.sealed("solution", done.problems.solution_key(problem)).facts["curve"]
     grams, barred = column(done, "grams").astype(float), column(done, "quarry") == "east"
     clay = done.dataset.train.targets == done.dataset.classes.index("clay")
     # The most rows are the lightest, clay among them only while there is room.
@@ -285,7 +285,7 @@ def test_arms_by_loss_hold_the_ends_of_the_losses(done: Blueprint) -> None:
 
     from tasks.featurize import load_weights
 
-    weights = done.weights(done.spec.attribution[0])
+    weights = done.scores.weights(done.spec.attribution[0])
     assert weights
     states = [load_weights(done, each) for each in weights]
     model, train = done.build_model(), done.dataset.train
@@ -328,8 +328,8 @@ def test_other_metadata_makes_another_solution(done: Blueprint, tmp_path: Path) 
     )
     other = blueprint(preflight(open_job(spec, tmp_path / "work")))
     mine, theirs = (plan.spec.selections for plan in (done, other))
-    assert done.limits(mine[0]).digest != other.limits(theirs[0]).digest
-    assert done.limits(mine[2]).digest == other.limits(theirs[2]).digest
+    assert done.problems.limits(mine[0]).digest != other.problems.limits(theirs[0]).digest
+    assert done.problems.limits(mine[2]).digest == other.problems.limits(theirs[2]).digest
 
 
 def test_a_conflict_is_named_before_anything_is_trained(tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def test_a_second_run_makes_nothing_again(done: Blueprint) -> None:
 
 def test_the_published_scores_are_those_that_were_sealed(done: Blueprint) -> None:
     attribution = done.spec.attribution[0]
-    manifest = done.sealed("scores", done.scores_key(attribution) or "")
+    manifest = done.sealed("scores", done.scores.key(attribution) or "")
     scores = np.load(done.artifacts.folder(manifest) / "scores.npy")
     rows = run_sql(
         done.workspace.published,
@@ -165,11 +165,11 @@ def weights(workspace: Path) -> Iterator[dict[str, "object"]]:
 def test_ones_own_weights_replace_training(tmp_path: Path) -> None:
     first = tmp_path / "first"
     plan = blueprint(run_stages(TINY, first, until="checkpoints"))
-    manifest = plan.sealed("checkpoints", plan.checkpoint_keys[0])
+    manifest = plan.sealed("checkpoints", plan.training.checkpoint_keys[0])
     mine = plan.artifacts.folder(manifest) / "model.safetensors"
     spec = edited(tmp_path, ('build = "linear"', f'build = "linear"\ncheckpoints = ["{mine}"]'))
     own = blueprint(run_stages(spec, tmp_path / "second", until="features"))
-    (adopted,) = own.weights(own.spec.attribution[0]) or ()
+    (adopted,) = own.scores.weights(own.spec.attribution[0]) or ()
     kept = load_file(own.artifacts.folder(adopted.manifest) / "model.safetensors")
     for name, value in load_file(mine).items():
         assert kept[name].equal(value)
@@ -178,8 +178,8 @@ def test_ones_own_weights_replace_training(tmp_path: Path) -> None:
 def test_checkpoints_of_the_bank_are_models_of_its_masks(tmp_path: Path) -> None:
     spec = edited(tmp_path, ('method = "trak"', 'method = "trak"\ncheckpoints = "bank"'))
     plan = blueprint(run_stages(spec, tmp_path / "w", until="scores"))
-    assert not plan.needs_checkpoints
-    weights_found = plan.weights(plan.spec.attribution[0]) or ()
+    assert not plan.training.needs_checkpoints
+    weights_found = plan.scores.weights(plan.spec.attribution[0]) or ()
     assert len(weights_found) == plan.spec.train.seeds
     assert set(plan.bank.kinds[plan.bank.checkpoint_rows]) == {"calibrate"}
     assert {each.manifest.stage for each in weights_found} == {"bank"}
@@ -262,7 +262,7 @@ def test_every_method_is_scored_evaluated_and_may_decide(tmp_path: Path) -> None
     ).rows
     assert {name for name, _ in rows} == {a.name for a in plan.spec.attribution}
     assert scalar(plan, "SELECT count(DISTINCT attribution_id) FROM scores") == 15
-    snapshots = plan.weights(plan.spec.attribution_named("tracin")) or ()
+    snapshots = plan.scores.weights(plan.spec.attribution_named("tracin")) or ()
     assert [each.manifest.facts["epoch"] for each in snapshots] == [4, 10]
 
 
@@ -277,7 +277,7 @@ def test_a_linear_model_may_leave_its_rows_out_in_closed_form(tmp_path: Path) ->
     scores = {
         name: np.load(
             plan.artifacts.folder(
-                plan.sealed("scores", plan.scores_key(plan.spec.attribution_named(name)))
+                plan.sealed("scores", plan.scores.key(plan.spec.attribution_named(name)))
             )
             / "scores.npy"
         )
@@ -290,8 +290,8 @@ def test_a_linear_model_may_leave_its_rows_out_in_closed_form(tmp_path: Path) ->
 def test_the_last_snapshot_of_a_run_is_its_checkpoint(tmp_path: Path) -> None:
     spec = edited(tmp_path, ("[[problem]]", METHODS + "\n[[problem]]"))
     plan = blueprint(run_stages(spec, tmp_path / "w", until="checkpoints"))
-    last = (plan.weights(plan.spec.attribution_named("tracin")) or ())[-1]
-    first = (plan.weights(plan.spec.attribution_named("trak")) or ())[0]
+    last = (plan.scores.weights(plan.spec.attribution_named("tracin")) or ())[-1]
+    first = (plan.scores.weights(plan.spec.attribution_named("trak")) or ())[0]
     for name, value in load_weights(plan, last).items():
         assert load_weights(plan, first)[name].equal(value)
 
@@ -365,7 +365,7 @@ def test_methods_that_read_the_bank_alone_train_no_checkpoint_and_may_decide(
     ).rows
     assert {name for name, _, _ in rows} == {"lasso", "ridge", "empirical_influence"}
     assert scalar(plan, "SELECT count(*) FROM verdicts") == 3
-    facts = {a.name: plan.sealed("scores", plan.scores_key(a)).facts for a in plan.spec.attribution}
+    facts = {a.name: plan.sealed("scores", plan.scores.key(a)).facts for a in plan.spec.attribution}
     # A problem uses the first: a quarter of its subsets is left for calibrating.
     assert "fitted to 16 masks (32 models)" in str(facts["lasso"]["damping_from"])
     assert "fitted to 20 masks (40 models)" in str(facts["ridge"]["damping_from"])
@@ -387,7 +387,7 @@ def test_what_scores_were_fitted_to_does_not_calibrate_them(tmp_path: Path) -> N
     plan = blueprint(run_stages(bank_only(tmp_path), tmp_path / "w", until="bank"))
     lasso = plan.spec.attribution[0]
     whole = open_bank(plan, "calibrate", plan.sets.scored, "margin")
-    fitted, _ = whole.split(plan.fitted_share(lasso), plan.spec.seed)
+    fitted, _ = whole.split(plan.scores.fitted_share(lasso), plan.spec.seed)
     calibrating = calibrating_bank(plan, lasso, plan.sets.scored)
     both = [{mask.tobytes() for mask in part.masks} for part in (fitted, calibrating)]
     assert both[0].isdisjoint(both[1])
@@ -402,7 +402,7 @@ def test_scores_fitted_to_the_bank_follow_its_rows(tmp_path: Path) -> None:
     other.write_text(other.read_text().replace("models = 80", "models = 88"))
     more = blueprint(run_stages(other, tmp_path / "w", until="bank"))
     for a, b in zip(plan.spec.attribution, more.spec.attribution, strict=True):
-        assert plan.scores_key(a) != more.scores_key(b)
+        assert plan.scores.key(a) != more.scores.key(b)
 
 
 def test_a_bank_too_small_to_be_fitted_to_is_refused_before_training(tmp_path: Path) -> None:

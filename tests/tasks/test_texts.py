@@ -117,7 +117,8 @@ def test_words_in_common_are_scored_beside_gradients(tmp_path: Path) -> None:
     )
     assert found.std() > 0
     np.testing.assert_allclose(found, want, rtol=1e-5)
-    assert plan.sealed("lds", plan.lds_key(plan.spec.attribution_named("bm25"))).facts["rows"]
+    key = plan.scores.lds_key(plan.spec.attribution_named("bm25"))
+    assert plan.sealed("lds", key).facts["rows"]
 
 
 def test_words_in_common_need_words(tmp_path: Path) -> None:

@@ -90,8 +90,8 @@ def test_words_and_embeddings_are_those_of_the_texts(plan: Blueprint) -> None:
 
 def test_models_lack_the_rows_that_are_named_and_changes_are_theirs(plan: Blueprint) -> None:
     problem = problem_of(plan)
-    verdict = plan.sealed("verdict", plan.verdict_key(problem))
-    solution = plan.sealed("solution", plan.solution_key(problem))
+    verdict = plan.sealed("verdict", plan.problems.verdict_key(problem))
+    solution = plan.sealed("solution", plan.problems.solution_key(problem))
     top = np.load(plan.artifacts.folder(solution) / TOP_FILE)
     made = load_rows(plan.artifacts, verdict)
     names = list(verdict.facts["retrainings"])

@@ -46,7 +46,7 @@ def facts(done: Blueprint) -> dict[str, Any]:
 
 
 def verdict_of(plan: Blueprint) -> Any:
-    return plan.sealed("verdict", plan.verdict_key(plan.spec.unlearnings[0]))
+    return plan.sealed("verdict", plan.problems.verdict_key(plan.spec.unlearnings[0]))
 
 
 def folder_of(plan: Blueprint) -> Path:
@@ -65,7 +65,7 @@ def test_exactly_the_rows_of_the_set_leave(done: Blueprint) -> None:
 
 
 def test_newton_steps_predict_and_the_solution_says_so(done: Blueprint) -> None:
-    solution = done.sealed("solution", done.solution_key(done.spec.unlearnings[0]))
+    solution = done.sealed("solution", done.problems.solution_key(done.spec.unlearnings[0]))
     facts, folder = solution.facts, done.artifacts.folder(solution)
     assert "Predicted by Newton steps from 2 checkpoints, sized on 10 subsets" in facts["sentence"]
     told = facts["predicted_by"]
@@ -105,7 +105,7 @@ def test_where_newton_steps_lack_something_the_surrogate_predicts_and_says_why(
         ('compare = ["finetune"]', "compare = []"),
     )
     plan = blueprint(run_stages(spec, tmp_path / "work", until="solution"))
-    facts = plan.sealed("solution", plan.solution_key(plan.spec.unlearnings[0])).facts
+    facts = plan.sealed("solution", plan.problems.solution_key(plan.spec.unlearnings[0])).facts
     assert facts["predicted_by"]["method"] == "surrogate"
     assert f"Predicted by the linear surrogate, for {why}" in facts["sentence"]
 
@@ -206,7 +206,7 @@ def test_what_is_handed_over_is_what_is_said_of_it(done: Blueprint, facts: dict[
 def test_a_checkpoint_is_named_by_the_file_that_training_seals(
     done: Blueprint, facts: dict[str, Any]
 ) -> None:
-    sealed = [done.sealed("checkpoints", key) for key in done.checkpoint_keys]
+    sealed = [done.sealed("checkpoints", key) for key in done.training.checkpoint_keys]
     before = [each["sha256_before"] for each in facts["checkpoints"]]
     assert before == [each.file("model.safetensors").sha256 for each in sealed]
     assert len(set(before)) == len(before)

@@ -53,11 +53,12 @@ def rows(plan: Blueprint, sql: str) -> Sequence[tuple[object, ...]]:
 def found(plan: Blueprint, name: str) -> tuple[dict[str, float], np.ndarray, dict[str, object]]:
     """Values by vendor, their errors, and the facts of what was sealed."""
     problem = next(each for each in plan.spec.valuations if each.name == name)
-    manifest = plan.sealed("values", plan.values_key(problem))
+    manifest = plan.sealed("values", plan.values.key(problem))
     folder = plan.artifacts.folder(manifest)
     values = np.load(folder / VALUES_FILE).tolist()
     errors = np.load(folder / ERRORS_FILE)
-    return dict(zip(plan.players(problem).names, values, strict=True)), errors, manifest.facts
+    names = plan.values.players(problem).names
+    return dict(zip(names, values, strict=True)), errors, manifest.facts
 
 
 def artifacts_of(plan: Blueprint, stage: str) -> set[str]:
@@ -99,7 +100,7 @@ def test_shapley_values_share_out_what_all_rows_add_to_none(done: Blueprint) -> 
 def worth_of(plan: Blueprint, vendors: frozenset[str], seed: int) -> float:
     """Mean margin over the queries of the sealed model of some vendors' rows, or untrained."""
     mask = np.isin(vendors_of(plan), list(vendors))
-    logits = logits_of(plan, [plan.retrain_id(mask, seed)])
+    logits = logits_of(plan, [plan.retraining.id_of(mask, seed)])
     return float(outputs_of(plan, logits, plan.sets.ids("queries"), "margin").mean())
 
 
@@ -151,7 +152,7 @@ def test_a_coalition_is_the_plain_training_of_its_vendors_rows(done: Blueprint) 
         (np.array(train.inputs), train.targets),
         mask=mask,
         seed=seed,
-        training=done.training(),
+        training=done.training.recipe(),
     )
     model = done.build_model()
     model.load_state_dict(state)
