@@ -92,7 +92,8 @@ def open_published(path: Path) -> duckdb.DuckDBPyConnection:
                 f"{path} is open for writing elsewhere; open it read-only there"
             ) from error
         raise CorruptArtifact(
-            f"{path} cannot be read ({one_line(error)}); run `winnow publish` to write it again"
+            f"{path} cannot be read ({one_line(error)}); "
+            "remove it, and `winnow run SPEC` writes it again"
         ) from error
 
 

@@ -194,7 +194,7 @@ def load_dataset(folder: Path) -> StoredDataset:
     except (OSError, ValueError, pl.exceptions.PolarsError) as error:
         raise CorruptArtifact(
             f"the data set in {folder} cannot be read ({str(error).splitlines()[0]}); "
-            "run `winnow run SPEC --refresh ingest` to rebuild it"
+            "run `winnow run SPEC --refresh data` to rebuild it"
         ) from error
     if not facts.n_corrupted:
         # Where no label was changed on purpose, nobody knows which are true.

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from store.connect import open_ledger, run
 from store.migrate import migrate
 from store.workspace import Workspace
 from tasks.progress import advance, recording
-from tests.flows.conftest import WINNOW, running
+from tests.flows.conftest import CHECKOUT, WINNOW, running
 
 Winnow = Callable[..., subprocess.CompletedProcess[str]]
 COMMANDS = (
@@ -58,6 +59,18 @@ def test_each_command_has_help(winnow: Winnow, command: str) -> None:
     shown = winnow(command, "--help")
     assert shown.returncode == 0
     assert f"Usage: winnow {command}" in shown.stdout
+
+
+def test_every_command_that_a_message_or_a_page_names_is_there() -> None:
+    named = {
+        (command, path.name)
+        for folder in ("flows", "tasks", "store", "schemas", "attribution", "optimize", "docs", ".")
+        for path in (CHECKOUT / folder).glob("*.md" if folder == "." else "**/*")
+        if path.suffix in (".py", ".sql", ".md")
+        for command in re.findall(r"`winnow (\w+)", path.read_text(encoding="utf-8"))
+    }
+    assert len(named) > len(COMMANDS)
+    assert {found for found in named if found[0] not in COMMANDS} == set()
 
 
 def test_help_imports_nothing_heavy() -> None:

@@ -66,7 +66,7 @@ def test_files_that_are_no_database_are_named(tmp_path: Path) -> None:
     path.write_bytes(b"x" * 5_000)
     with pytest.raises(CorruptArtifact, match="not a DuckDB database"):
         open_ledger(path)
-    with pytest.raises(CorruptArtifact, match="winnow publish"):
+    with pytest.raises(CorruptArtifact, match="remove it, and `winnow run SPEC` writes it again"):
         open_published(path)
     with pytest.raises(StorageError, match="cannot open"):
         open_ledger(tmp_path / "nowhere" / "x.duckdb")

@@ -144,7 +144,7 @@ def test_rows_that_do_not_fit_are_refused(
 def test_a_missing_file_says_how_to_rebuild(tmp_path: Path) -> None:
     write(tmp_path)
     (tmp_path / "inputs.npy").unlink()
-    with pytest.raises(CorruptArtifact, match=r"winnow run SPEC --refresh ingest"):
+    with pytest.raises(CorruptArtifact, match=r"winnow run SPEC --refresh data"):
         load_dataset(tmp_path)
 
 
