@@ -19,7 +19,6 @@ import fcntl
 import http.client
 import importlib
 import json
-import logging
 import os
 import signal
 import socket
@@ -31,10 +30,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from flows.locks import convert_lock, lock_held
+from flows.prefect_client import LOOPBACK, drain, logging_to, pointed_at
 from schemas.errors import ServerUnavailable
+from store.processes import alive
 from store.workspace import Workspace
 
-LOOPBACK = "127.0.0.1"
 START_SECONDS = 120.0
 STOP_SECONDS = 6.0
 LAUNCHER = Path(__file__).resolve().with_name("prefect_server.py")
@@ -75,7 +75,7 @@ def serving(workspace: Workspace, *, debug: bool = False) -> Iterator[str]:
     workspace.prefect.mkdir(parents=True, exist_ok=True)
     own = os.environ.get("PREFECT_API_URL")
     if own:
-        with _pointed_at(own, home=None, debug=debug), _logging_to(log, debug=debug):
+        with pointed_at(own, home=None, debug=debug), logging_to(log, debug=debug):
             yield own
         return
     with lock_held(workspace.prefect / "users.lock", fcntl.LOCK_SH) as users:
@@ -83,8 +83,8 @@ def serving(workspace: Workspace, *, debug: bool = False) -> Iterator[str]:
         try:
             record, started = _join_or_start(workspace)
             with (
-                _pointed_at(record.api_url, home=workspace.prefect, debug=debug),
-                _logging_to(log, debug=debug),
+                pointed_at(record.api_url, home=workspace.prefect, debug=debug),
+                logging_to(log, debug=debug),
             ):
                 importlib.import_module("prefect.flow_engine")  # 2 s, as the server does the same
 
@@ -92,7 +92,7 @@ def serving(workspace: Workspace, *, debug: bool = False) -> Iterator[str]:
                 try:
                     yield record.api_url
                 finally:
-                    _drain()
+                    drain()
         finally:
             _leave(workspace, users, started)
 
@@ -212,7 +212,7 @@ def _wait_for_end(pid: int, started: subprocess.Popen[bytes] | None) -> bool:
         if started is not None and started.pid == pid:
             if started.poll() is not None:
                 return True
-        elif not _exists(pid):
+        elif not alive(pid):
             return True
         time.sleep(0.02)
     return False
@@ -222,16 +222,6 @@ def _kill(pid: int) -> None:
     """End a server that was verified to be ours, with every process of its session."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signal.SIGKILL)
-
-
-def _exists(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _is_our_server(pid: int, workspace: Workspace) -> bool:
@@ -259,100 +249,3 @@ def _read_record(workspace: Workspace) -> ServerRecord | None:
         return ServerRecord(pid=int(fields["pid"]), port=int(fields["port"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-# -- this process ------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _pointed_at(api_url: str, *, home: Path | None, debug: bool) -> Iterator[None]:
-    """Make Prefect in this process, and in its children, speak to one API and keep quiet."""
-    wanted = {
-        "PREFECT_API_URL": api_url,
-        "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "DO_NOT_TRACK": "1",
-        # Prefect's logging.yml reads its handlers' levels from the environment.
-        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "DEBUG" if debug else "WARNING",
-    }
-    if home is not None:
-        wanted |= {
-            "PREFECT_HOME": str(home),
-            "PREFECT_PROFILES_PATH": str(home / "profiles.toml"),
-            # httpx would send even loopback requests to a configured proxy.
-            "NO_PROXY": ",".join(filter(None, (os.environ.get("NO_PROXY"), LOOPBACK))),
-        }
-    before = {name: os.environ.get(name) for name in wanted}
-    loaded_before = "prefect" in sys.modules
-    os.environ.update(wanted)
-    try:
-        with contextlib.ExitStack() as stack:
-            if loaded_before:
-                # Prefect read its settings at import; the environment alone would come too late.
-                from prefect import settings
-
-                updates: dict[settings.Setting, object] = {settings.PREFECT_API_URL: api_url}
-                if home is not None:
-                    updates[settings.PREFECT_HOME] = home
-                stack.enter_context(settings.temporary_settings(updates=updates))
-            yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
-@contextlib.contextmanager
-def _logging_to(path: Path, *, debug: bool) -> Iterator[None]:
-    """Write what flows and tasks log to a file, whatever the terminal shows."""
-    from prefect.logging.configuration import PROCESS_LOGGING_CONFIG, setup_logging
-    from prefect.logging.handlers import PrefectConsoleHandler
-
-    if not PROCESS_LOGGING_CONFIG:
-        setup_logging()  # Prefect's first set-up drops the handlers it finds
-    handler = logging.FileHandler(path, delay=True)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logger = logging.getLogger("prefect")
-    logger.addHandler(handler)
-    consoles = [] if debug else _console_handlers(PrefectConsoleHandler)
-    levels = [console.level for console in consoles]
-    for console in consoles:
-        console.addFilter(_is_news)
-        # The environment sets the level only where Prefect is imported after it.
-        console.setLevel(max(console.level, logging.WARNING))
-    try:
-        yield
-    finally:
-        for console, level in zip(consoles, levels, strict=True):
-            console.removeFilter(_is_news)
-            console.setLevel(level)
-        logger.removeHandler(handler)
-        handler.close()
-
-
-def _console_handlers(kind: type[logging.Handler]) -> list[logging.Handler]:
-    return [handler for handler in logging.getLogger().handlers if isinstance(handler, kind)]
-
-
-TOLD_LATER = ("Finished in state", "Crash detected")
-
-
-def _is_news(record: logging.LogRecord) -> bool:
-    """Keep a failure's traceback, once for each task and once for the flow, off the terminal.
-
-    The exception itself comes out of the flow and is told once; the log file has it all.
-    """
-    engine = record.name.startswith(("prefect.flow_runs", "prefect.task_runs", "prefect.engine"))
-    told_later = record.exc_info or record.getMessage().startswith(TOLD_LATER)
-    return not (engine and told_later)
-
-
-def _drain() -> None:
-    """Send what Prefect still queues: task states travel as events, and would be lost."""
-    from prefect.events.worker import EventsWorker
-    from prefect.logging.handlers import APILogWorker
-
-    EventsWorker.drain_all(timeout=STOP_SECONDS)
-    APILogWorker.drain_all(timeout=STOP_SECONDS)

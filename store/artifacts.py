@@ -26,6 +26,7 @@ from safetensors import SafetensorError
 
 from schemas.errors import CorruptArtifact, StorageError
 from schemas.manifest import FileRecord, Manifest
+from store.processes import alive
 
 MANIFEST_NAME = "manifest.json"
 DRAFTS = ".drafts"
@@ -308,17 +309,6 @@ def _abandoned(draft: Path) -> bool:
         return time.time() - draft.stat().st_mtime > FOREIGN_DRAFT_SECONDS
     except FileNotFoundError:
         return False
-
-
-def alive(pid: int) -> bool:
-    """Whether this machine has a process of this id, of whatever user."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _size(path: Path) -> int | None:

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from schemas.errors import LedgerHeld, NotFound
-from store.artifacts import alive, storage_errors
+from store.artifacts import storage_errors
 from store.ledger import Ledger
+from store.processes import alive
 
 _COPY_BYTES = 1 << 24
 _PATIENCE_SECONDS = 10.0
