@@ -353,7 +353,6 @@ def cifar_case(labels: str) -> Case:
         ),
         bank=80,
         aimed=36,
-        seeds=8,
         shifted=("animals", (2, 3, 4, 5, 6, 7)) if labels == "worse_label" else None,
     )
 
