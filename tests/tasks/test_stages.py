@@ -115,6 +115,53 @@ def test_another_verdict_repeats_only_the_verdict(done: Blueprint, tmp_path: Pat
     assert sum(len(names) for names in trained) == 3
 
 
+def scores_key(spec: Path, workspace: Path) -> str | None:
+    plan = blueprint(preflight(open_job(spec, workspace)))
+    return plan.scores.key(plan.spec.attribution[0])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("dim = 64", "dim = 32"),
+        ('kind = "sparse"', 'kind = "rademacher"'),
+        ('method = "trak"', 'method = "trak"\ncurvature = "after-kernel"'),
+        ('method = "trak"', 'method = "trak"\ndamping = 0.5'),
+        ('method = "trak"', 'method = "trak"\noutput = "loss"'),
+        ('method = "trak"', 'method = "trak"\nleverage = true'),
+        ("models = 24", "models = 28"),  # the bank tunes the damping
+    ],
+    ids=lambda change: change[1].splitlines()[-1],
+)
+def test_scores_are_named_by_all_that_makes_them(
+    change: tuple[str, str], done: Blueprint, tmp_path: Path
+) -> None:
+    before = done.scores.key(done.spec.attribution[0])
+    assert scores_key(edited(tmp_path, change), done.workspace.root) != before
+
+
+def test_scores_are_not_named_by_what_they_are_called(done: Blueprint, tmp_path: Path) -> None:
+    spec = edited(tmp_path, ('name = "trak"', 'name = "mine"'), ('uses = "trak"', 'uses = "mine"'))
+    key = scores_key(spec, done.workspace.root)
+    assert key == done.scores.key(done.spec.attribution[0])
+
+
+def test_scores_are_named_by_the_checkpoint_itself(done: Blueprint, tmp_path: Path) -> None:
+    first, second = (
+        done.artifacts.folder(done.sealed("checkpoints", key)) / "model.safetensors"
+        for key in done.training.checkpoint_keys
+    )
+    mine = tmp_path / "mine.safetensors"
+    spec = edited(tmp_path, ('build = "linear"', f'build = "linear"\ncheckpoints = ["{mine}"]'))
+    keys = []
+    for weights in (first, second, first):  # another content under the same name, and back
+        mine.write_bytes(weights.read_bytes())
+        run_stages(spec, tmp_path / "w", until="checkpoints")
+        keys.append(scores_key(spec, tmp_path / "w"))
+    assert None not in keys
+    assert keys[0] == keys[2] != keys[1]
+
+
 def test_appended_rows_leave_the_checkpoints_pinned(tmp_path: Path) -> None:
     table = ["length,width,kind"]
     table += [f"{i % 3 + i * 0.01:.3f},{i * 0.02:.3f},{'abc'[i % 3]}" for i in range(120)]
