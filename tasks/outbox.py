@@ -26,6 +26,7 @@ from tasks.reporting import figures, unlearning_figures
 from tasks.reporting.bakeoff import Contender, bake_off
 from tasks.reporting.curve_figures import size_curve
 from tasks.reporting.forgetting import from_facts
+from tasks.reporting.gallery import gallery
 from tasks.reporting.tracking import log_run
 from tasks.requests import CERTIFICATE_FILE
 from tasks.score import PER_QUERY_FILE
@@ -147,7 +148,7 @@ def _answer(plan: Blueprint, problem: "SelectSpec") -> "dict[str, Figure]":
         return drawn
     inputs, captions = _worst(plan, problem)
     title = f"The {len(inputs)} rows it would drop first"
-    drawn["gallery"] = figures.gallery(inputs, captions, title=title)
+    drawn["gallery"] = gallery(inputs, captions, title=title)
     if measure == "accuracy":
         drawn["overview"] = figures.hero(
             inputs, captions, arms, predicted, observed, output=output, groups=groups, points=points

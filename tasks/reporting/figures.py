@@ -5,12 +5,11 @@ states what the picture shows.
 """
 
 from collections.abc import Mapping, Sequence
-from math import isqrt
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure, SubFigure
+from matplotlib.figure import Figure
 
 from schemas.errors import ShapeError
 from tasks.reporting.canvas import (
@@ -29,19 +28,17 @@ from tasks.reporting.canvas import (
     png,
 )
 from tasks.reporting.findings import ARM_ORDER, ORACLES
+from tasks.reporting.gallery import gallery_panel
 
 __all__ = [
     "Interval",
     "arms",
-    "gallery",
     "hero",
-    "image_shape_of",
     "lds_per_query",
     "png",
     "predicted_against_observed",
 ]
 
-MAX_BARS = 8  # features shown for a row that is not a picture
 HERO_BYTES = 200_000
 
 
@@ -116,51 +113,6 @@ def arms(results: Mapping[str, Interval], *, measure: str = "accuracy") -> Figur
     return figure
 
 
-def gallery(
-    inputs: np.ndarray,
-    captions: Sequence[str],
-    *,
-    image_shape: tuple[int, ...] | None = None,
-    background: np.ndarray | None = None,
-    feature_names: Sequence[str] | None = None,
-    title: str = "The rows that hurt most",
-) -> Figure:
-    """Draw rows as pictures where they are pictures, and as their oddest features where not.
-
-    Args:
-        inputs: [n, ...] the rows, most harmful first.
-        captions: [n] text under each, such as its label and true label.
-        image_shape: (h, w) or (h, w, 3 or 4) or (1 or 3, h, w); found from a square size if absent.
-        background: [m, ...] rows to standardise features by; without it, `inputs` themselves.
-        feature_names: Names of the flattened features.
-        title: What the picture shows.
-
-    Raises:
-        ShapeError: There are not as many captions as rows, or the rows do not have `image_shape`.
-    """
-    inputs = np.asarray(inputs, dtype=np.float64)
-    if len(captions) != len(inputs):
-        raise ShapeError(f"{len(captions)} captions for {len(inputs)} rows; give one for each row")
-    shape = image_shape or image_shape_of(inputs.shape[1:])
-    columns = max(1, min(len(inputs), 8 if shape else 3))
-    rows = max(1, -(-len(inputs) // columns))
-    height = rows * (1.35 if shape else 1.9) + 0.5
-    figure = Figure(figsize=(columns * (1.1 if shape else 3.0), height), layout="constrained")
-    figure.suptitle(title, color=INK, fontsize=11, x=0.01, ha="left", fontweight="bold")
-    if len(inputs) == 0:
-        return figure
-    grid = figure.add_gridspec(rows, columns)
-    scores = None if shape else _standard_scores(inputs, background)
-    for index, caption in enumerate(captions):
-        axes = figure.add_subplot(grid[index // columns, index % columns])
-        if shape:
-            _picture(axes, inputs[index], shape)
-        else:
-            _bars(axes, scores[index], feature_names)  # type: ignore[index]
-        axes.set_title(plain(caption), fontsize=8, color=INK, pad=3)
-    return figure
-
-
 def hero(
     inputs: np.ndarray,
     captions: Sequence[str],
@@ -177,7 +129,7 @@ def hero(
     """Draw the whole answer in one wide picture: the rows, the arms, predicted against observed.
 
     Args:
-        inputs: [n, ...] dropped rows, most harmful first; at most 12 are shown.
+        inputs: [n, ...] dropped rows, most harmful first; the first are shown.
         captions: [n] text above each row.
         results: Arms as in `arms`.
         predicted: [m] as in `predicted_against_observed`.
@@ -188,13 +140,11 @@ def hero(
         points: The arms of `predicted_against_observed`.
         gallery_title: What the rows on the left are.
     """
-    inputs = np.asarray(inputs, dtype=np.float64)[:12]
-    shape = image_shape or image_shape_of(inputs.shape[1:])
     figure = Figure(figsize=(13.0, 3.7), layout="constrained")
     # matplotlib types subfigures() as one SubFigure; for several columns it is an array of them.
     panels: Any = figure.subfigures(1, 3, width_ratios=(1.1, 1.15, 1.0), wspace=0.03)
     left, middle, right = panels
-    _hero_gallery(left, inputs, captions, shape, gallery_title)
+    gallery_panel(left, inputs, captions, image_shape=image_shape, title=gallery_title)
     axes = dressed(middle.add_subplot())
     _arms(axes, results, "accuracy")
     headline(axes, _arms_title(results, "accuracy"), size=10)
@@ -204,23 +154,6 @@ def hero(
     axes.set_ylabel(f"mean {output} after retraining")
     headline(axes, _scatter_title(predicted, observed, groups), size=10)
     return figure
-
-
-def image_shape_of(shape: Sequence[int]) -> tuple[int, ...] | None:
-    """Guess how a row of this shape is a picture: [h, w], [c, h, w], or a flat square; else None.
-
-    A flat row must have at least 49 = 7 x 7 values: a table of 4 or 9 columns is not a picture.
-    """
-    shape = tuple(shape)
-    if len(shape) == 3 and (shape[0] in (1, 3) or shape[2] in (1, 3)):
-        return shape
-    if len(shape) == 2 and min(shape) >= 4 and max(shape) <= 4 * min(shape):
-        return shape
-    if len(shape) == 1:
-        side = isqrt(shape[0])
-        if side >= 7 and side * side == shape[0]:
-            return (side, side)
-    return None
 
 
 def _stem_width(n: int) -> float:
@@ -338,67 +271,6 @@ def _scatter_title(
     r = sum(value * n for value, n in found) / sum(n for _, n in found)
     within = " among subsets of one size" if len(found) > 1 else ""
     return f"Predicted against retrained:\nr = {r:.2f}{within}"
-
-
-def _hero_gallery(
-    panel: SubFigure,
-    inputs: np.ndarray,
-    captions: Sequence[str],
-    shape: tuple[int, ...] | None,
-    title: str,
-) -> None:
-    columns = 4 if shape else 2
-    rows = max(1, -(-min(len(inputs), 12 if shape else 4) // columns))
-    panel.suptitle(title, color=INK, fontsize=10, x=0.02, ha="left", fontweight="bold")
-    grid = panel.add_gridspec(rows, columns)
-    scores = None if shape else _standard_scores(inputs, None)
-    for index in range(min(len(inputs), rows * columns)):
-        axes = panel.add_subplot(grid[index // columns, index % columns])
-        if shape:
-            _picture(axes, inputs[index], shape)
-        else:
-            _bars(axes, scores[index], None)  # type: ignore[index]
-        axes.set_title(plain(captions[index]), fontsize=8, color=INK, pad=2)
-
-
-def _picture(axes: Axes, row: np.ndarray, shape: tuple[int, ...]) -> None:
-    if row.size != int(np.prod(shape)):
-        raise ShapeError(f"a row of {row.size} values is no picture of shape {shape}")
-    image = row.reshape(shape)
-    if image.ndim == 3 and image.shape[0] in (1, 3):
-        image = np.moveaxis(image, 0, -1)
-    if image.ndim == 3 and image.shape[-1] == 1:
-        image = image[..., 0]
-    if image.ndim == 3:
-        low, high = float(image.min()), float(image.max())
-        image = (image - low) / (high - low or 1.0)
-    options: dict[str, Any] = {} if image.ndim == 3 else {"cmap": "gray_r"}
-    axes.imshow(image, interpolation="nearest", **options)
-    axes.set_xticks([])
-    axes.set_yticks([])
-    for spine in axes.spines.values():
-        spine.set_color(FAINT)
-
-
-def _bars(axes: Axes, scores: np.ndarray, names: Sequence[str] | None) -> None:
-    dressed(axes)
-    top = np.argsort(-np.abs(scores), kind="stable")[:MAX_BARS][::-1]
-    colors = [ATTENTION if abs(value) > 2 else CONTROL for value in scores[top]]
-    axes.barh(np.arange(top.size), scores[top], color=colors, height=0.7)
-    labels = [plain(names[i])[:14] if names is not None else f"x{i}" for i in top]
-    axes.set_yticks(np.arange(top.size), labels, fontsize=7)
-    axes.axvline(0.0, color=INK, linewidth=0.6)
-    axes.set_xlabel("standard deviations", fontsize=7)
-    axes.tick_params(labelsize=7)
-
-
-def _standard_scores(rows: np.ndarray, background: np.ndarray | None) -> np.ndarray:
-    flat = rows.reshape(len(rows), -1)
-    base = (
-        flat if background is None else np.asarray(background, float).reshape(len(background), -1)
-    )
-    spread = base.std(axis=0)
-    return (flat - base.mean(axis=0)) / np.where(spread > 0, spread, 1.0)
 
 
 def _vector(values: np.ndarray, name: str) -> np.ndarray:

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from schemas.errors import ShapeError
 from tasks.reporting import figures
+from tasks.reporting.gallery import gallery, image_shape_of
 
 RNG = np.random.default_rng(7)
 IMAGES = RNG.random((12, 8, 8))
@@ -27,8 +28,9 @@ def titles(figure: Figure) -> list[str]:
 def test_drawing_never_loads_pyplot() -> None:
     code = (
         "import sys, numpy as np; from tasks.reporting import figures as f; "
+        "from tasks.reporting.gallery import gallery; "
         "f.png(f.arms({'chosen': (.9, .8, 1.)})); "
-        "f.png(f.gallery(np.zeros((2, 8, 8)), ['a', 'b'])); "
+        "f.png(gallery(np.zeros((2, 8, 8)), ['a', 'b'])); "
         "assert 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
@@ -95,12 +97,12 @@ def test_predictions_and_observations_come_in_pairs() -> None:
     ],
 )
 def test_pictures_are_recognised_by_their_shape(shape, expected) -> None:
-    assert figures.image_shape_of(shape) == expected
+    assert image_shape_of(shape) == expected
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (64,), (1, 8, 8), (3, 8, 8), (8, 8, 3)])
 def test_a_gallery_shows_a_picture_for_each_row(shape) -> None:
-    figure = figures.gallery(RNG.random((5, *shape)), CAPTIONS[:5])
+    figure = gallery(RNG.random((5, *shape)), CAPTIONS[:5])
     assert len(figure.axes) == 5
     assert all(axes.images for axes in figure.axes)
     figures.png(figure, dpi=50)
@@ -111,23 +113,23 @@ def test_rows_of_a_table_are_shown_by_their_oddest_features() -> None:
     rows[0, 7] = 5.0
     background = RNG.normal(size=(100, 10))
     names = [f"feature {i}" for i in range(10)]
-    figure = figures.gallery(rows, ["a", "b"], background=background, feature_names=names)
+    figure = gallery(rows, ["a", "b"], background=background, feature_names=names)
     labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert labels[-1] == "feature 7"
     assert not figure.axes[0].images
 
 
 def test_a_gallery_of_nothing_is_only_a_title() -> None:
-    assert figures.gallery(np.zeros((0, 8, 8)), []).axes == []
+    assert gallery(np.zeros((0, 8, 8)), []).axes == []
 
 
 def test_a_gallery_needs_a_caption_for_each_row() -> None:
     with pytest.raises(ShapeError, match="2 captions for 3 rows"):
-        figures.gallery(np.zeros((3, 8, 8)), ["a", "b"])
+        gallery(np.zeros((3, 8, 8)), ["a", "b"])
 
 
 def test_labels_with_dollar_signs_are_not_read_as_mathematics() -> None:
-    figure = figures.gallery(IMAGES[:1], ["$\\frac{$ or $x$"])
+    figure = gallery(IMAGES[:1], ["$\\frac{$ or $x$"])
     figures.png(figure, dpi=50)
 
 
