@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.errors import InfeasibleProblem
 from schemas.manifest import Manifest
 from schemas.methods import FALLING
 from schemas.spec import DebugSpec
@@ -30,6 +29,7 @@ from tasks.problems.shape import (
     UTILITY_FILE,
     VERDICT,
     arm_seeds,
+    refuse_predictions,
 )
 from tasks.surrogate import finite
 from tasks.versions import VERSIONS
@@ -49,11 +49,7 @@ def check(plan: Blueprint, problem: DebugSpec) -> None:
         InfeasibleProblem: The attribution explains the prediction.
     """
     _ = plan.sets.ids(problem.targets)
-    if plan.output(plan.spec.attribution_named(problem.uses)) == "prediction":
-        raise InfeasibleProblem(
-            f"problem '{problem.name}': attribution '{problem.uses}' explains the prediction, and "
-            "a higher prediction is not a better one; give it output = 'squared_error'"
-        )
+    refuse_predictions(plan, problem)
 
 
 def solve(plan: Blueprint, problem: DebugSpec, key: str) -> Manifest:

@@ -28,6 +28,7 @@ from tasks.problems.shape import (
     UTILITY_FILE,
     VERDICT,
     arm_seeds,
+    refuse_predictions,
 )
 from tasks.surrogate import extrapolation, finite, predicted_change
 from tasks.versions import VERSIONS
@@ -55,12 +56,7 @@ def check(plan: Blueprint, problem: SelectSpec) -> None:
     from optimize.problem import Selection
     from optimize.select import refuse_conflicts
 
-    attribution = plan.spec.attribution_named(problem.uses)
-    if plan.output(attribution) == "prediction":
-        raise InfeasibleProblem(
-            f"problem '{problem.name}': attribution '{problem.uses}' explains the prediction, and "
-            "a higher prediction is not a better one; give it output = 'squared_error'"
-        )
+    refuse_predictions(plan, problem)
     try:
         refuse_conflicts(Selection(utility=np.zeros(plan.n_train), **bounds_of(plan, problem)))
     except InfeasibleProblem as error:

@@ -4,6 +4,8 @@ import itertools
 
 import numpy as np
 
+from schemas.errors import InfeasibleProblem
+from schemas.spec import DebugSpec, SelectSpec
 from tasks.blueprint import Blueprint
 from tasks.sets import IntArray
 
@@ -14,6 +16,19 @@ CHOICE_FILE, UTILITY_FILE = "choice.npy", "utility.npy"
 CHOSEN, ALL = "chosen", "all"
 # The arm of models that were retrained without what had to be forgotten.
 RETRAINED = "retrained"
+
+
+def refuse_predictions(plan: Blueprint, problem: DebugSpec | SelectSpec) -> None:
+    """Refuse to improve an output of which neither way is better.
+
+    Raises:
+        InfeasibleProblem: The attribution explains the prediction.
+    """
+    if plan.output(plan.spec.attribution_named(problem.uses)) == "prediction":
+        raise InfeasibleProblem(
+            f"problem '{problem.name}': attribution '{problem.uses}' explains the prediction, and "
+            "a higher prediction is not a better one; give it output = 'squared_error'"
+        )
 
 
 def arm_seeds(plan: Blueprint, count: int) -> tuple[tuple[int, ...], IntArray]:

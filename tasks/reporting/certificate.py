@@ -14,7 +14,6 @@ from tasks.reporting.forgetting import (
     FORGOTTEN,
     JUDGING,
     RETAINED,
-    RETRAINED,
     UNTOUCHED,
     Unlearning,
     closed,
@@ -189,8 +188,8 @@ def _closeness(unlearning: Unlearning) -> str:
 
 def _figure(unlearning: Unlearning) -> str:
     """Bars of the forgotten rows' 95th percentile, and the floor as a line; drawn as inline SVG."""
-    arms = [arm for arm in unlearning.arms if arm.arm != RETRAINED]
-    floor = unlearning.arm(RETRAINED).distance.klom_p95
+    arms = unlearning.measured
+    floor = unlearning.floor
     most = max([floor, *(arm.distance.klom_p95 for arm in arms)]) or 1.0
     left, width, step = 150.0, 400.0, 30.0
     height = step * len(arms) + 26

@@ -105,6 +105,16 @@ class Unlearning:
         """The arm of that name."""
         return next(arm for arm in self.arms if arm.arm == name)
 
+    @property
+    def measured(self) -> tuple[Forgetting, ...]:
+        """The arms that are compared with retrained models."""
+        return tuple(arm for arm in self.arms if arm.arm != RETRAINED)
+
+    @property
+    def floor(self) -> float:
+        """KLoM P95 of retrained models on the forgotten rows, half of them against the others."""
+        return self.arm(RETRAINED).distance.klom_p95
+
 
 def unlearning_of(
     row: Mapping[str, Any],

@@ -9,7 +9,6 @@ from tasks.reporting.forgetting import (
     FORGOTTEN,
     JUDGING,
     RETAINED,
-    RETRAINED,
     UNTOUCHED,
     Unlearning,
     is_forgotten,
@@ -53,7 +52,7 @@ def changes(
 def distances(unlearning: Unlearning) -> Figure:
     """Draw the KLoM P95 of every arm on each group of rows, with the floor of retrained models."""
     groups = (FORGOTTEN, RETAINED, JUDGING)
-    arms = [arm for arm in unlearning.arms if arm.arm != RETRAINED]
+    arms = unlearning.measured
     figure, axes = blank(7.0, 1.2 + 0.75 * len(arms))
     shades = dict(zip(groups, (1.0, 0.6, 0.35), strict=True))
     colors = {CHOSEN_ARM: CHOSEN, UNTOUCHED: ATTENTION}
@@ -68,7 +67,7 @@ def distances(unlearning: Unlearning) -> Figure:
                 f"{group} {width:.2f}", (width, at), xytext=(3, 0), textcoords="offset points",
                 fontsize=7.5, color=INK, va="center",
             )  # fmt: skip
-    floor = unlearning.arm(RETRAINED).distance.klom_p95
+    floor = unlearning.floor
     axes.axvline(floor, color=INK, linewidth=1.2, linestyle=(0, (4, 3)))
     axes.set_yticks(range(len(arms)), [plain(arm.label) for arm in arms])
     axes.invert_yaxis()
