@@ -6,15 +6,16 @@ calibrated surrogate, in the output's own unit; what is returned is plain data, 
 
 import functools
 import json
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from schemas.spec import AttributionSpec, DebugSpec
-from tasks.bank import logits_of, outputs_of, states_of
+from tasks.bank import logits_of, outputs_of
 from tasks.blueprint import Blueprint
-from tasks.score import SELF_FILE, load_scores
+from tasks.problems.doubt import Doubt, doubt_of
+from tasks.score import load_scores
 from tasks.slices import Slice, classes_of, columns_of, slices_of
 
 if TYPE_CHECKING:
@@ -29,26 +30,10 @@ IndexArray = NDArray[np.intp]
 # Rows and slices that a report lists; the groups of a kind.
 SHOWN, GROUPS = 10, 3
 COMPONENTS, CLUSTERS = 8, 8
-# Numbers in all up to which inputs are compared for copies, and logits kept of training rows.
+# Numbers in all up to which inputs are compared for copies.
 MOST_NUMBERS = 1 << 28
-# Share of the rows that some model of the bank did not see, from which such models are asked.
-FEWEST_LEFT_OUT = 0.5
 # Of a row: by fewer the angle says nothing, and only exact copies count as copies.
 FEWEST_NUMBERS = 16
-
-
-class Doubt(NamedTuple):
-    """How doubtful each label is.
-
-    Attributes:
-        probability: That it is wrong, float64 [n_train].
-        doubtful: Bool [n_train], labels that are in doubt.
-        by: What says so.
-    """
-
-    probability: FloatArray
-    doubtful: BoolArray
-    by: str
 
 
 class Look:
@@ -291,49 +276,7 @@ class Look:
     @functools.cached_property
     def doubt(self) -> Doubt:
         """How doubtful each label is."""
-        from attribution.mislabels import wrong_label_probability
-
-        plan = self.plan
-        nobody = np.zeros(plan.n_train)
-        if not self.classes or plan.n_train < 10:
-            return Doubt(nobody, nobody > 0, "nothing")
-        by_bank = self._unseen()
-        if by_bank is not None:
-            return by_bank
-        folder = plan.artifacts.folder(plan.sealed("scores", plan.scores.key(self.attribution)))
-        if (itself := folder / SELF_FILE).exists():
-            suspicion, by = self.sign * np.load(itself), "self-influence"
-        else:
-            aimed = load_scores(plan, self.attribution)[plan.sets.places(plan.sets.tuning)]
-            suspicion, by = -self.sign * aimed.mean(axis=0, dtype=np.float64), "harm"
-        found = wrong_label_probability(suspicion)
-        return Doubt(found.probability, found.probability >= 0.5, by)
-
-    def _unseen(self) -> Doubt | None:
-        """What the bank's models say of rows that they did not see, where it can be asked."""
-        from scipy.special import softmax
-
-        from attribution.mislabels import confident_errors, out_of_bag
-        from attribution.training import predict
-
-        plan, bank, known = self.plan, self.plan.bank, self.plan.retraining.sealed.look()
-        rows = np.array(
-            [row for row in bank.rows("calibrate") if known.weights(bank.ids[row])], dtype=np.intp
-        )
-        size = len(rows) * plan.n_train * plan.dataset.facts.n_outputs
-        left_out = ~bank.masks[rows].all(axis=0)
-        # Where subsets are large and few, a row may be in all of them: nothing is said of it.
-        if size > MOST_NUMBERS or left_out.mean() < FEWEST_LEFT_OUT:
-            return None
-        train, states = plan.dataset.train, states_of(plan, bank.ids_of(rows))
-        device = plan.spec.compute.device
-        inputs, labels = np.array(train.inputs)[left_out], train.targets[left_out]
-        logits = predict(plan.build_model, states, inputs, device=device)
-        p = out_of_bag(softmax(logits.numpy(), axis=-1), bank.masks[rows][:, left_out])
-        suspicion, doubted = np.zeros(plan.n_train), np.zeros(plan.n_train, dtype=bool)
-        suspicion[left_out] = 1 - p[np.arange(len(p)), labels]
-        doubted[left_out] = confident_errors(p, labels)
-        return Doubt(suspicion, doubted, "models that did not see the row")
+        return doubt_of(self.plan, self.attribution, sign=self.sign)
 
     @functools.cached_property
     def _components(self) -> "Components | None":
