@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 # the bank that tell anything, and the most that are asked.
 ROWS, CHECKPOINTS, FEWEST, MOST = 200, 3, 8, 24
 # A smaller share of what is predicted is no size: the bank's removals, larger than a request's, say
-# that it is hardly there. Shares of 0.3 to 4 were measured where matching helped; on a small noisy
-# set one of 0.065 left rows in place that predictions as they are would have moved.
+# that it is hardly there. Shares of 0.3 to 4 were measured where matching helped. Of few and noisy
+# rows, on which models are hardly trained, the bank says 0.07 and less, and so small a size leaves
+# rows in place: KLoM P95 was 4.94 at 0.07, 4.65 at 1, of untouched models 4.76, of retrained 4.45.
 SMALLEST = 0.2
 _DIRECTIONS = ("curvature", "damping", "centred", "newton", "projection")
 
