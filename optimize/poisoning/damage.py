@@ -111,7 +111,8 @@ def fit_scale(
         powers: Powers to try.
 
     Raises:
-        ShapeError: Fewer than three sets, arrays that do not fit, or predictions all 0.
+        ShapeError: Fewer than three sets, arrays that do not fit, or predictions of which fewer
+            than two differ from 0.
     """
     x, y = (np.asarray(values, dtype=np.float64) for values in (predicted, observed))
     if x.ndim != 1 or x.shape != y.shape or len(x) < 3:
@@ -119,8 +120,13 @@ def fit_scale(
             f"predictions have shape {x.shape} and observations {y.shape}; give one of each for "
             "three poisoned sets or more"
         )
-    if not (np.isfinite(x).all() and np.isfinite(y).all()) or not x.any():
-        raise ShapeError("predictions and observations must be finite, and not all predictions 0")
+    # One alone would be left out of the only fit there is.
+    if not (np.isfinite(x).all() and np.isfinite(y).all()) or np.count_nonzero(x) < 2:
+        raise ShapeError(
+            f"{np.count_nonzero(x)} of {len(x)} predictions differ from 0, and "
+            f"{np.isfinite(x).sum()} of them and {np.isfinite(y).sum()} observations are finite; "
+            "all must be finite and two or more differ from 0"
+        )
     tried = []
     for power in powers:
         powered = np.sign(x) * np.abs(x) ** power

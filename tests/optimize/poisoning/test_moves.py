@@ -163,8 +163,9 @@ def test_what_a_calibrated_bound_allows_is_given_back_in_predicted_units() -> No
     [
         ([1.0, 2.0], [1.0, 2.0], "three poisoned sets or more"),
         ([1.0, 2.0, 3.0], [1.0, 2.0], "three poisoned sets or more"),
-        ([0.0, 0.0, 0.0], [1.0, 2.0, 3.0], "not all predictions 0"),
-        ([1.0, np.nan, 0.0], [1.0, 2.0, 3.0], "must be finite"),
+        ([0.0, 0.0, 0.0], [1.0, 2.0, 3.0], "0 of 3 predictions differ from 0"),
+        ([0.0, 2.0, 0.0], [1.0, 2.0, 3.0], "1 of 3 predictions differ from 0"),
+        ([1.0, np.nan, 0.0], [1.0, 2.0, 3.0], "2 of them and 3 observations are finite"),
     ],
 )
 def test_a_scale_of_too_little_is_refused(predicted: list, observed: list, message: str) -> None:
