@@ -51,6 +51,7 @@ for command in (
     asking.run,
     asking.forget,
     asking.debug,
+    asking.screen,
     looking.init,
     looking.status,
     looking.sql,
@@ -120,7 +121,7 @@ def _answer(tokens: list[str]) -> int:
         return REQUEST_IS_WRONG
     except KeyboardInterrupt:
         again = f"; `winnow {shlex.join(tokens)}` goes on with what is missing"
-        goes_on = {"run", "extend", "forget", "debug"} & set(tokens)
+        goes_on = {"run", "extend", "forget", "debug", "screen"} & set(tokens)
         _complain("interrupted" + (again if goes_on else ""))
         return INTERRUPTED
     except BrokenPipeError:

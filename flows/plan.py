@@ -12,6 +12,7 @@ from tasks.ingest import STAGE as DATA
 from tasks.ingest import data_key
 from tasks.intake.sources import source_digest
 from tasks.requests import requests_of
+from tasks.screening.inbox import inbox_files, waiting
 
 
 class PlanStep(NamedTuple):
@@ -54,13 +55,21 @@ def sealed_blueprint(loaded: LoadedSpec, workspace: Workspace) -> Blueprint | No
 
 
 def say_what_waits(loaded: LoadedSpec, workspace: Workspace) -> None:
-    """Tell of requests to forget rows, which `winnow run` leaves alone."""
+    """Tell of requests to forget rows, and of batches, which `winnow run` leaves alone."""
     blueprint = sealed_blueprint(loaded, workspace)
     known = requests_of(workspace, loaded.spec.name)
     count = len(known) - (len(blueprint.problems.requests) if blueprint else 0)
     if count:
         wait = "1 request to forget rows waits" if count == 1 else f"{count} requests wait"
         terminal.say(f"{wait}; `winnow forget {loaded.path} --process` answers")
+    artifacts = Artifacts(workspace.artifacts)
+    for screen in (each for each in loaded.spec.screens if each.inbox):
+        files = inbox_files(loaded, screen)
+        count = len(waiting(loaded, artifacts, screen, files, verify=screen.verify))
+        if count:
+            wait = "1 batch waits" if count == 1 else f"{count} batches wait"
+            say = f"`winnow screen {loaded.path} --inbox --problem {screen.name}` answers"
+            terminal.say(f"{wait} to be screened; {say}")
 
 
 def committed_run(loaded: LoadedSpec, workspace: Workspace) -> str | None:

@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 from flows import terminal
 from schemas.errors import NotFound
-from schemas.spec import LoadedSpec, Quota, SelectSpec, UnlearnSpec, ValueSpec
+from schemas.spec import LoadedSpec, Quota, ScreenSpec, SelectSpec, UnlearnSpec, ValueSpec
 from store.connect import run_sql
 from store.workspace import Workspace
 from tasks.progress import Outcome, RunProgress, read_progress
@@ -64,6 +64,8 @@ def meaning(loaded: LoadedSpec) -> Iterator[tuple[str, str]]:
         yield f"problem {asked_about.name}", f"debug {query} by '{asked_about.uses}'"
     for valued in spec.valuations:
         yield f"problem {valued.name}", _valued(valued)
+    for screen in spec.screens:
+        yield f"problem {screen.name}", _screened(screen)
     if len(spec.decisions) > len(spec.traces) + len(spec.diagnoses):
         judged = f"judged on '{spec.verdict.judge_on}'"
         arms = f"{spec.verdict.seeds} seeds each against {', '.join(spec.verdict.arms)}; "
@@ -110,6 +112,15 @@ def _valued(problem: ValueSpec) -> str:
     output = "mean output" if problem.output == "auto" else problem.output
     return (
         f"value {whose} by {problem.method}: what they add to the {output} of '{problem.targets}'"
+    )
+
+
+def _screened(problem: ScreenSpec) -> str:
+    rates = ", ".join(f"{name} {100 * r:g} %" for name, r in problem.quarantine.rates.items())
+    files = f" of {problem.inbox}" if problem.inbox else ""
+    return (
+        f"screen batches{files} for '{problem.targets}' by '{problem.uses}'; of good rows each "
+        f"holds up: {rates}"
     )
 
 

@@ -22,6 +22,7 @@ from schemas.questions import (
     target_sets,
 )
 from schemas.recipe import BUILT_IN_MODELS, TEXT_MODELS, DataSpec, ModelSpec, Task
+from schemas.screening import ScreenSpec, screen_conflicts
 from schemas.unlearning import METHODS_OF_TASK, UnlearnSpec
 
 Conflicts = Iterator[tuple[tuple[str | int, ...], str]]
@@ -94,6 +95,9 @@ def problem_conflicts(problems: tuple[ProblemSpec, ...], above: Any) -> Conflict
             yield from _unlearn_conflicts(place, problem, task, above)
         if isinstance(problem, SelectSpec):
             yield from _select_conflicts(place, problem, task, above)
+        if isinstance(problem, ScreenSpec):
+            found = screen_conflicts(problem, above.get("data"), above.get("attribution"))
+            yield from (((place, *path), said) for path, said in found)
 
 
 def _select_conflicts(place: int, problem: SelectSpec, task: Task | None, above: Any) -> Conflicts:

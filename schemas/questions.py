@@ -1,7 +1,8 @@
 """What is asked of the scores: the tables ``[[problem]]`` and ``[verdict]``.
 
 A problem says what is decided, traced or valued, the verdict how an answer is checked by
-retraining. Values are made of retrainings already, so no verdict judges them.
+retraining. Values are made of retrainings already, so no verdict judges them; a screen is asked
+of batches that come later.
 """
 
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from schemas.frozen import IDENTIFIER, Frozen, Name, distinct, refusal, refuse
 from schemas.recipe import Task
+from schemas.screening import ScreenSpec
 from schemas.unlearning import UnlearnSpec
 
 LIMITS = ("min", "max")
@@ -269,10 +271,10 @@ class DebugSpec(Frozen):
 ChoiceSpec = SelectSpec | UnlearnSpec | DebugSpec
 # What is asked of scores; a verdict judges it.
 DecisionSpec = ChoiceSpec | TraceSpec
-ProblemSpec = Annotated[DecisionSpec | ValueSpec, Field(discriminator="kind")]
+ProblemSpec = Annotated[DecisionSpec | ValueSpec | ScreenSpec, Field(discriminator="kind")]
 
 
-def attributions_of(problem: DecisionSpec) -> tuple[str, ...]:
+def attributions_of(problem: DecisionSpec | ScreenSpec) -> tuple[str, ...]:
     """Names of the attributions that a problem reads."""
     return problem.uses if isinstance(problem, TraceSpec) else (problem.uses,)
 

@@ -58,6 +58,7 @@ from schemas.recipe import (
     TrainSpec,
     python_reference,
 )
+from schemas.screening import ScreenSpec
 from schemas.settings import ComputeSpec, StoreSpec, TrackingSpec
 from schemas.unlearning import UnlearnSpec
 
@@ -127,7 +128,8 @@ class CurationSpec(Frozen):
     @property
     def decisions(self) -> tuple[DecisionSpec, ...]:
         """The problems that are solved over scores; a verdict judges each."""
-        return tuple(problem for problem in self.problem if not isinstance(problem, ValueSpec))
+        later = ValueSpec | ScreenSpec
+        return tuple(problem for problem in self.problem if not isinstance(problem, later))
 
     def decision_named(self, name: str) -> DecisionSpec:
         """The problem of that name."""
@@ -157,6 +159,11 @@ class CurationSpec(Frozen):
     def valuations(self) -> tuple[ValueSpec, ...]:
         """The problems that value sources or rows."""
         return tuple(problem for problem in self.problem if isinstance(problem, ValueSpec))
+
+    @property
+    def screens(self) -> tuple[ScreenSpec, ...]:
+        """The problems that are asked of batches of new rows."""
+        return tuple(problem for problem in self.problem if isinstance(problem, ScreenSpec))
 
     # Each check sees the sections above its own that are valid, so that one bad section hides no
     # problem of another.
@@ -297,6 +304,7 @@ __all__ = [
     "LoadedSpec",
     "Quota",
     "RunMethodSpec",
+    "ScreenSpec",
     "SelectSpec",
     "TraceSpec",
     "TrainSpec",

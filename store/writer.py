@@ -14,6 +14,7 @@ import dataframely as dy
 import duckdb
 import polars as pl
 
+from schemas.arrivals import SCREENING_FRAMES
 from schemas.errors import DataError
 from schemas.frames import FRAMES
 from store.connect import records, registered, run
@@ -88,6 +89,32 @@ def commit_run(ledger_path: Path, bundle: RunBundle) -> dict[str, int]:
     return counts
 
 
+def commit_screening(ledger_path: Path, tables: Mapping[str, pl.DataFrame]) -> None:
+    """Write the answer to one batch into the ledger, in place of an earlier one, and checkpoint it.
+
+    Args:
+        ledger_path: The ledger; created if it does not exist.
+        tables: Rows of every table of `schemas.arrivals.SCREENING_FRAMES`, all of one
+            screening_id.
+
+    Raises:
+        DataError: Rows are not as their schema says, or are of several screenings.
+        LedgerHeld: Another process has the ledger open.
+        StorageError: The disk is full or refuses; nothing was written.
+    """
+    frames = {name: _valid(name, schema, tables[name]) for name, schema in SCREENING_FRAMES.items()}
+    ids = {key for rows in frames.values() for key in rows["screening_id"]}
+    if len(ids) != 1:
+        raise DataError(f"the answer to a batch holds {len(ids)} screenings; write one at a time")
+    sql = named_statements("commit.sql")
+    with Ledger(ledger_path) as ledger:
+        with ledger.transaction() as connection:
+            for name, rows in frames.items():
+                run(connection, sql[f"delete_{name}"], {"screening": min(ids)})
+                _insert(connection, name, rows)
+        ledger.checkpoint()
+
+
 def _validated(bundle: RunBundle) -> dict[str, pl.DataFrame]:
     unknown = sorted(set(bundle.tables) - set(FRAMES) | {"scores"} & set(bundle.tables))
     if unknown:
@@ -102,13 +129,17 @@ def _validated(bundle: RunBundle) -> dict[str, pl.DataFrame]:
             continue
         if not isinstance(rows, pl.DataFrame):
             rows = pl.read_parquet(list(rows))
-        try:
-            frames[name] = schema.validate(rows)
-        except (dy.exc.SchemaError, dy.exc.ValidationError) as error:
-            raise DataError(f"rows for {name}: {' '.join(str(error).split())}") from error
+        frames[name] = _valid(name, schema, rows)
     if frames["runs"].height != 1:
         raise DataError(f"a bundle holds one run and this one holds {frames['runs'].height}")
     return frames
+
+
+def _valid(name: str, schema: type[dy.Schema], rows: pl.DataFrame) -> pl.DataFrame:
+    try:
+        return schema.validate(rows)
+    except (dy.exc.SchemaError, dy.exc.ValidationError) as error:
+        raise DataError(f"rows for {name}: {' '.join(str(error).split())}") from error
 
 
 def _check_references(

@@ -4,18 +4,19 @@ Everything here is read from sealed artifacts, so a commit can be repeated at an
 """
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
+import polars as pl
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from schemas.manifest import Manifest
 from store.publish import publish
 from store.segments import kept_per_query, write_segment
-from store.writer import RunBundle, commit_run
+from store.writer import RunBundle, commit_run, commit_screening
 from tasks.blueprint import Blueprint
 from tasks.job import Job, blueprint
 from tasks.progress import advance
@@ -53,6 +54,13 @@ def _commit(plan: Blueprint, key: str, started: datetime) -> Manifest:
     with plan.artifacts.seal(STAGE, key, version=VERSIONS[STAGE], facts=facts) as draft:
         (draft.path / "spec.toml").write_text(plan.loaded.text, encoding="utf-8")
     return draft.manifest
+
+
+def record_screening(plan: Blueprint, rows: Mapping[str, pl.DataFrame]) -> None:
+    """Write the answer to a batch into the ledger, and publish the snapshot."""
+    commit_screening(plan.workspace.ledger, rows)
+    if plan.spec.store.publish:
+        publish(plan.workspace.ledger, plan.workspace.published)
 
 
 @contextmanager

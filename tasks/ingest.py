@@ -88,7 +88,7 @@ def ingest(loaded_spec: LoadedSpec, workspace: Workspace) -> Manifest:
     if known is not None:
         return known
     advance(STAGE, 0, 3)
-    rows = read_rows(spec.data.source, path, _columns(spec.data))
+    rows = read_rows(spec.data.source, path, columns_of(spec.data))
     if source_digest(spec.data.source, path) != digest:
         raise DataError(f"{path} changed while it was read; run again when it is complete")
     advance(STAGE, 1, 3)
@@ -155,7 +155,8 @@ def prepare(rows: Rows, data: DataSpec, *, seed: int) -> Prepared:
     )
 
 
-def _columns(data: DataSpec) -> Columns:
+def columns_of(data: DataSpec) -> Columns:
+    """Which columns of a table mean what, as a spec says."""
     return Columns(
         target=data.target, text=data.text, id=data.id, split=data.split, metadata=data.metadata
     )
@@ -175,13 +176,19 @@ def _standardise(
     scale[scale <= 1e-6 * np.abs(mean)] = 1.0
     scale[scale == 0.0] = 1.0
     mean[~rows.scalable], scale[~rows.scalable] = 0.0, 1.0
-    inputs: NDArray[Any] = np.empty(rows.inputs.shape, dtype=np.float32)
+    scaling = {"features": list(rows.features), "mean": mean.tolist(), "scale": scale.tolist()}
+    return standardised(rows.inputs, scaling), scaling
+
+
+def standardised(raw: NDArray[Any], scaling: Mapping[str, Any]) -> NDArray[np.float32]:
+    """Columns shifted and scaled as a sealed data set's were, float32 [n, d]."""
+    mean, scale = np.array(scaling["mean"]), np.array(scaling["scale"])
+    inputs: NDArray[Any] = np.empty(raw.shape, dtype=np.float32)
     step = max(1, 2**22 // inputs.shape[1])  # bounds the float64 intermediate to 32 MB
     for start in range(0, len(inputs), step):
         block = slice(start, start + step)
-        inputs[block] = (rows.inputs[block] - mean) / scale
-    scaling = {"features": list(rows.features), "mean": mean.tolist(), "scale": scale.tolist()}
-    return inputs, scaling
+        inputs[block] = (raw[block] - mean) / scale
+    return inputs
 
 
 def _facts(rows: Rows, prepared: Prepared, data: DataSpec, digest: str) -> DatasetFacts:

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.errors import RecipeError, ShapeError
+from schemas.errors import InfeasibleProblem, RecipeError, ShapeError
 from schemas.frozen import either
 from schemas.methods import OUTPUTS_OF_TASK, Bm25Spec, EmbeddingSpec
 from schemas.questions import WORTHS_OF_TASK
-from schemas.spec import AttributionSpec, DebugSpec, ValueSpec, load_spec
+from schemas.screening import SCREENS_OF_TASK
+from schemas.spec import AttributionSpec, DebugSpec, ScreenSpec, ValueSpec, load_spec
 from store.workspace import Workspace, open_workspace
 from tasks.blueprint import Blueprint
 from tasks.ingest import ingest
@@ -66,6 +67,8 @@ def preflight(job: Job) -> Job:
         KINDS[problem.kind].check(plan, problem)
     for valuation in plan.spec.valuations:
         check_valuation(plan, valuation)
+    for screen in plan.spec.screens:
+        check_screen(plan, screen)
     for attribution in plan.spec.attribution:
         check_attribution(plan, model, attribution)
     return job
@@ -141,3 +144,26 @@ def check_valuation(plan: Blueprint, problem: ValueSpec) -> None:
             f"problem '{problem.name}': {len(players):,} {who} could take {most:,} retrainings; "
             f"give {fewer}, method = 'leave_one_out', or a max_retrainings that allows them"
         )
+
+
+def check_screen(plan: Blueprint, problem: ScreenSpec) -> None:
+    """Refuse screens that the task does not have, and shares that no row can reach.
+
+    Raises:
+        QueryError: The targets cannot be used.
+        InfeasibleProblem: A screen does not fit the task, or there are too few trusted rows.
+    """
+    _ = plan.sets.ids(problem.targets)
+    known = SCREENS_OF_TASK[plan.dataset.facts.task]
+    for name, rate in problem.quarantine.rates.items():
+        if name not in known:
+            raise InfeasibleProblem(
+                f"problem '{problem.name}': a {plan.dataset.facts.task} has no classes, which "
+                f"'{name}' compares; leave it out"
+            )
+        if rate * (plan.n_train + 1) < 1:
+            raise InfeasibleProblem(
+                f"problem '{problem.name}': {name} = {rate:g} is less than one of "
+                f"{plan.n_train:,} trusted rows, so it would hold up nothing; write "
+                f"{1 / plan.n_train:.2g} or more"
+            )

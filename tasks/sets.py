@@ -15,6 +15,7 @@ from schemas.spec import (
     CurationSpec,
     DebugSpec,
     DecisionSpec,
+    ScreenSpec,
     TraceSpec,
     target_sets,
 )
@@ -121,7 +122,7 @@ class ExampleSets:
         asked = [each for each in self._spec.decisions if not isinstance(each, DebugSpec)]
         if "queries" in self._spec.sets:
             yield "queries"
-        for problem in asked:
+        for problem in (*asked, *self._spec.screens):
             yield from target_sets(problem)
         if self._judged_apart or not (asked or "queries" in self._spec.sets):
             yield self._spec.verdict.judge_on
@@ -130,11 +131,12 @@ class ExampleSets:
             yield diagnosis.targets
 
     @property
-    def _judged_apart(self) -> list[DecisionSpec]:
+    def _judged_apart(self) -> list[DecisionSpec | ScreenSpec]:
         """The problems whose answers are judged on other rows than those they were solved for."""
-        return [
+        decided = [
             each for each in self._spec.decisions if not isinstance(each, TraceSpec | DebugSpec)
         ]
+        return [*decided, *self._spec.screens]
 
     def _refuse_overlap(self) -> None:
         judged = self._spec.verdict.judge_on

@@ -197,3 +197,54 @@ def debug(
     ask = question(loaded, query, uses=uses, seeds=seeds)
     diagnose(loaded, workspace, ask, retrain=not no_retrain, as_json=as_json, debug=here.debug)
     return 0
+
+
+def screen(
+    spec: Path,
+    batch: Path | None = None,
+    /,
+    *,
+    here: Here,
+    problem: str | None = None,
+    inbox: bool = False,
+    show: Annotated[bool, Parameter(name="--list")] = False,
+    verify: bool = False,
+    as_json: Json = False,
+) -> int:
+    """Let in the rows of a new batch that look like trusted ones, and hold up the others.
+
+    Args:
+        spec: The TOML file; a [[problem]] of kind "screen" says by what.
+        batch: A csv, parquet or jsonl file of new rows, with the columns of the data.
+        here: The session.
+        problem: The problem that is asked, where there are several.
+        inbox: Answer every file of the problem's inbox that waits, each once.
+        show: List the batches and how they stand.
+        verify: Retrain with and without what was held up.
+        as_json: Print JSON for scripts.
+    """
+    from schemas.errors import RequestError
+
+    if sum((batch is not None, inbox, show)) != 1:
+        raise RequestError("say one of a batch's file, --inbox and --list")
+    loaded, workspace = opened(spec, here, create=not show)
+
+    from flows import arriving
+
+    if batch is not None:
+        arriving.answer_batch(
+            loaded,
+            workspace,
+            batch,
+            problem=problem,
+            verify=verify,
+            debug=here.debug,
+            as_json=as_json,
+        )
+    elif inbox:
+        arriving.answer_inbox(
+            loaded, workspace, problem=problem, verify=verify, debug=here.debug, as_json=as_json
+        )
+    else:
+        arriving.list_batches(loaded, workspace, problem=problem, as_json=as_json)
+    return 0

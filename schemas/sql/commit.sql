@@ -166,3 +166,27 @@ INSERT INTO tracing_effects BY NAME FROM incoming;
 
 -- name: insert_tracing_rows
 INSERT INTO tracing_rows BY NAME FROM incoming;
+
+-- name: delete_screenings
+DELETE FROM screenings WHERE screening_id = $screening;
+
+-- name: insert_screenings
+INSERT INTO screenings BY NAME FROM incoming;
+
+-- name: delete_screened_rows
+DELETE FROM screened_rows WHERE screening_id = $screening;
+
+-- name: insert_screened_rows
+INSERT INTO screened_rows BY NAME FROM incoming;
+
+-- name: delete_screened_values
+DELETE FROM screened_values WHERE screening_id = $screening;
+
+-- name: insert_screened_values
+INSERT INTO screened_values BY NAME FROM incoming;
+
+-- name: delete_screening_arms
+DELETE FROM screening_arms WHERE screening_id = $screening;
+
+-- name: insert_screening_arms
+INSERT INTO screening_arms BY NAME FROM incoming;

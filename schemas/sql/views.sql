@@ -414,6 +414,28 @@ COMMENT ON COLUMN closeness_by_arm.solution_id IS 'The solution.';
 COMMENT ON COLUMN closeness_by_arm.run_id IS 'Its run.';
 COMMENT ON COLUMN closeness_by_arm.committed_at IS 'When the run was committed.';
 
+CREATE VIEW quarantined_rows AS
+SELECT
+    s.spec_name, s.problem, s.batch, w.batch_row, w.label, w.codes, w.reasons,
+    min(v.place) AS place, w.effect, s.screening_id, s.screened_at
+FROM screenings AS s
+JOIN screened_rows AS w ON w.screening_id = s.screening_id AND NOT w.accepted
+LEFT JOIN screened_values AS v ON v.screening_id = w.screening_id AND v.batch_row = w.batch_row
+GROUP BY ALL
+ORDER BY s.screened_at DESC, s.screening_id, place, w.batch_row;
+COMMENT ON VIEW quarantined_rows IS 'The rows of batches that were held up, with reasons: the latest batch first, the most suspicious row first.';
+COMMENT ON COLUMN quarantined_rows.spec_name IS 'The name of the spec.';
+COMMENT ON COLUMN quarantined_rows.problem IS 'The problem''s name in the spec.';
+COMMENT ON COLUMN quarantined_rows.batch IS 'The batch''s file.';
+COMMENT ON COLUMN quarantined_rows.batch_row IS 'The row''s place in it, from 1.';
+COMMENT ON COLUMN quarantined_rows.label IS 'Its target as it was written.';
+COMMENT ON COLUMN quarantined_rows.codes IS 'The screens that held it up, or copy, test_copy, unknown_label.';
+COMMENT ON COLUMN quarantined_rows.reasons IS 'Why, in words.';
+COMMENT ON COLUMN quarantined_rows.place IS 'The smallest of its places among trusted rows, over screens; NULL where none speaks of it.';
+COMMENT ON COLUMN quarantined_rows.effect IS 'Predicted change of the mean output over the judging set by having it.';
+COMMENT ON COLUMN quarantined_rows.screening_id IS 'The screening; see screenings.';
+COMMENT ON COLUMN quarantined_rows.screened_at IS 'When the batch was answered.';
+
 CREATE VIEW contents AS
 WITH named AS (
     SELECT

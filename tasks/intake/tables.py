@@ -39,7 +39,15 @@ def read_table(kind: str, path: Path, columns: Columns) -> Rows:
         DataError: The file cannot be parsed, a named column is not there, or a cell is missing or
             of the wrong kind; the message names the row (the first after the header is row 1).
     """
-    frame = _read(kind, path)
+    return rows_of(read_frame(kind, path), columns, path)
+
+
+def rows_of(frame: pl.DataFrame, columns: Columns, path: Path) -> Rows:
+    """The rows of a table that was read; `path` is what messages call it.
+
+    Raises:
+        DataError: As `read_table`, but for a file that cannot be parsed.
+    """
     columns = _check_columns(frame, columns, path)
     if not frame.height:
         raise DataError(f"{path} has no rows; give it at least one row for each side")
@@ -57,7 +65,12 @@ def read_table(kind: str, path: Path, columns: Columns) -> Rows:
     )
 
 
-def _read(kind: str, path: Path) -> pl.DataFrame:
+def read_frame(kind: str, path: Path) -> pl.DataFrame:
+    """Every column of a csv, parquet or jsonl file, as it is there.
+
+    Raises:
+        DataError: The file cannot be parsed; the message says the line.
+    """
     try:
         if kind == "csv":
             # Types are taken from all rows: an odd cell late in the file must not be dropped.

@@ -121,6 +121,56 @@ def log_run(
     return receipt | {"run_id": parent_id, "children": len(children), "sent": True}
 
 
+def log_entry(
+    workspace: Workspace,
+    experiment_name: str,
+    entry: Entry,
+    *,
+    uri: str | None = None,
+    texts: Mapping[str, str] | None = None,
+    files: Mapping[str, Path] | None = None,
+    flow_run: str | None = None,
+) -> Receipt:
+    """Send one run that has no children to MLflow, unless it is there already.
+
+    Args:
+        workspace: As `log_run` takes it.
+        experiment_name: The spec's name.
+        entry: The run.
+        uri: As `log_run` takes it.
+        texts: Text artifacts by name.
+        files: Files by the folder that they are kept under.
+        flow_run: The Prefect flow run.
+
+    Returns:
+        uri, experiment, run_id, digest, and whether it was `sent` just now.
+
+    Raises:
+        NotFound: A metric is not declared in schemas/metrics.toml.
+        ServerUnavailable: MLflow does not answer, or refused.
+    """
+    refuse_undeclared((entry,))
+    digest, address = digest_of(entry, ()), tracking_uri(workspace, uri)
+    check_answers(address)
+    with _quietly(), _mapped(address):
+        client = _client(address)
+        experiment, _ = _home(client, address, workspace, experiment_name)
+        done = _settle(client, experiment, digest)
+        receipt = {"uri": address, "experiment": experiment, "digest": digest}
+        if done is not None:
+            return receipt | {"run_id": done, "sent": False}
+        tags = {DIGEST_TAG: digest} | ({"prefect.flow_run": flow_run} if flow_run else {})
+        run_id = _open(client, experiment, entry, tags, None)
+        _write(client, run_id, entry)
+        for name, text in (texts or {}).items():
+            client.log_text(run_id, text, name)
+        for name, path in (files or {}).items():
+            client.log_artifact(run_id, str(path), name)
+        client.set_tag(run_id, LOGGED_TAG, digest)
+        client.set_terminated(run_id)
+    return receipt | {"run_id": run_id, "sent": True}
+
+
 def tracking_uri(workspace: Workspace, uri: str | None = None) -> str:
     """Say where runs go; never a place that depends on the working directory.
 

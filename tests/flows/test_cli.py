@@ -25,8 +25,8 @@ from tests.flows.conftest import CHECKOUT, WINNOW, running
 
 Winnow = Callable[..., subprocess.CompletedProcess[str]]
 COMMANDS = (
-    "bank", "check", "debug", "doctor", "forget", "init", "methods", "plan", "run", "sql",
-    "status", "ui",
+    "bank", "check", "debug", "doctor", "forget", "init", "methods", "plan", "run",
+    "screen", "sql", "status", "ui",
 )  # fmt: skip
 
 

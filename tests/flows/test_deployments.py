@@ -31,6 +31,7 @@ def test_the_declared_deployments_are_these(declared: list[dict[str, Any]]) -> N
     assert surface == {
         "nightly": ("flows.curate:curate", "0 2 * * *", "winnow"),
         "requests": ("flows.unlearn:unlearn", "30 3 * * *", "winnow"),
+        "inbox": ("flows.screen:screen", "*/30 * * * *", "winnow"),
     }
 
 

@@ -6,6 +6,7 @@ import dataframely as dy
 import polars as pl
 import pytest
 
+from schemas.arrivals import SCREENING_FRAMES
 from schemas.frames import (
     FRAMES,
     AttributionFrame,
@@ -17,6 +18,7 @@ from schemas.frames import (
 from store.connect import records, scratch
 from store.migrate import migrate
 
+EVERY = {**FRAMES, **SCREENING_FRAMES}
 BANK = {
     "retrain_id": "r1",
     "dataset_id": "d1",
@@ -56,9 +58,9 @@ def checked(schema: type[dy.Schema], *rows: dict[str, Any]) -> pl.DataFrame:
     return schema.validate(pl.DataFrame(list(rows)), cast=True)
 
 
-@pytest.mark.parametrize("table", FRAMES)
+@pytest.mark.parametrize("table", EVERY)
 def test_an_empty_table_is_valid_and_described(table: str) -> None:
-    schema = FRAMES[table]
+    schema = EVERY[table]
     assert schema.is_valid(schema.create_empty())
     assert (schema.__doc__ or "").startswith("One row: ")
 
@@ -143,7 +145,7 @@ DUCKDB_TYPES = {
 }
 
 
-@pytest.mark.parametrize("table", FRAMES)
+@pytest.mark.parametrize("table", EVERY)
 def test_a_frame_fits_its_table(table: str) -> None:
     ledger = scratch()
     migrate(ledger)
@@ -153,7 +155,7 @@ def test_a_frame_fits_its_table(table: str) -> None:
         "WHERE table_name = ? AND NOT internal ORDER BY column_index",
         [table],
     )
-    frame = FRAMES[table].columns()
+    frame = EVERY[table].columns()
     assert [column["column_name"] for column in columns] == list(frame)
     for column in columns:
         declared = frame[column["column_name"]]

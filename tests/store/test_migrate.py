@@ -6,6 +6,7 @@ from typing import Any
 import duckdb
 import pytest
 
+from schemas.arrivals import SCREENING_FRAMES
 from schemas.errors import MigrationError
 from schemas.frames import FRAMES
 from store.connect import records, run, scalar, scratch
@@ -26,6 +27,7 @@ SELECT
 FROM duckdb_functions() WHERE NOT internal AND function_type LIKE '%macro'
 ORDER BY kind, name, part
 """
+EVERY = {**FRAMES, **SCREENING_FRAMES}
 ONE = {"0001_a.sql": "CREATE TABLE a (i INTEGER); INSERT INTO a VALUES (1);"}
 
 
@@ -52,7 +54,7 @@ def test_every_frame_has_its_table_with_the_same_columns(
     connection: duckdb.DuckDBPyConnection,
 ) -> None:
     migrate(connection)
-    for table, schema in FRAMES.items():
+    for table, schema in EVERY.items():
         sql = "SELECT column_name FROM duckdb_columns() WHERE table_name = ? ORDER BY column_index"
         columns = [row[0] for row in run(connection, sql, [table])]
         assert columns == list(schema.columns()), table
@@ -75,6 +77,7 @@ def test_the_published_names_are_these() -> None:
         "lds_by_method",
         "mislabel_candidates",
         "prices_by_constraint",
+        "quarantined_rows",
         "selected_examples",
         "values_by_source",
     }
@@ -86,7 +89,7 @@ def test_the_published_names_are_these() -> None:
         "top_influences",
         "traces",
     }
-    assert {name for kind, name in names if kind == "table"} == {*FRAMES, "winnow_migrations"}
+    assert {name for kind, name in names if kind == "table"} == {*EVERY, "winnow_migrations"}
     assert {name for kind, name in names if kind == "view"} == views
     assert {name for kind, name in names if kind == "macro"} == macros
 

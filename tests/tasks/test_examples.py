@@ -5,11 +5,14 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 
 from store.connect import run_sql
 from tasks.blueprint import Blueprint
 from tasks.job import blueprint
+from tasks.preflight import open_job, preflight
+from tasks.screening.answer import answer_of, screen_batch
 from tests.tasks.pipeline import run_stages
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -140,3 +143,22 @@ def test_zeros_that_are_withdrawn_are_forgotten_as_far_as_matching_can(tmp_path:
     queries = plan.sealed("verdict", plan.problems.verdict_key(problem)).facts["queries"]
     assert queries["correlation"] > 0.7 * queries["ceiling"]
     assert queries["error"] < 0.8 * queries["error_unchanged"]
+
+
+def test_planted_grains_are_held_up_and_good_ones_come_in(tmp_path: Path) -> None:
+    plan = run_smaller("incoming", tmp_path, models=40, epochs=20, seeds=8)
+    job = preflight(open_job(plan.loaded.path, plan.workspace.root))
+    held = {}
+    for name in ("monday", "tuesday"):
+        path = plan.loaded.path.parent / "batches" / f"{name}.csv"
+        rows = answer_of(plan.artifacts, screen_batch.fn(job, "incoming", path))["rows"]
+        planted = pl.read_csv(path, schema_overrides={"planted": pl.String})["planted"].fill_null(
+            ""
+        )
+        for what, row in zip(planted, rows, strict=True):
+            held.setdefault((name, what), []).append(not row["accepted"])
+    assert np.mean(held["monday", ""]) < 0.1
+    assert np.mean(held["tuesday", ""]) < 0.1
+    assert np.mean(held["tuesday", "mislabel"]) > 0.6
+    assert np.mean(held["tuesday", "mark"]) > 0.9
+    assert all(np.all(held["tuesday", what]) for what in ("copy", "test copy", "unknown kind"))
