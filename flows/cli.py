@@ -52,6 +52,7 @@ for command in (
     asking.forget,
     asking.debug,
     asking.screen,
+    asking.certify,
     looking.init,
     looking.status,
     looking.sql,
@@ -121,7 +122,7 @@ def _answer(tokens: list[str]) -> int:
         return REQUEST_IS_WRONG
     except KeyboardInterrupt:
         again = f"; `winnow {shlex.join(tokens)}` goes on with what is missing"
-        goes_on = {"run", "extend", "forget", "debug", "screen"} & set(tokens)
+        goes_on = {"run", "extend", "forget", "debug", "screen", "certify"} & set(tokens)
         _complain("interrupted" + (again if goes_on else ""))
         return INTERRUPTED
     except BrokenPipeError:

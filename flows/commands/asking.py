@@ -248,3 +248,32 @@ def screen(
     else:
         arriving.list_batches(loaded, workspace, problem=problem, as_json=as_json)
     return 0
+
+
+def certify(
+    spec: Path,
+    /,
+    *,
+    here: Here,
+    models: int = 50,
+    spread: int = 1,
+    on: str | None = None,
+    as_json: Json = False,
+) -> int:
+    """Say how many training rows somebody would have to change to change an answer.
+
+    Args:
+        spec: The TOML file.
+        here: The session.
+        models: Models that vote, each trained on its own part of the rows.
+        spread: Models that see each row; more than 1 is finite aggregation, with as many times
+            more models.
+        on: Set of test rows that judges; by default that of the verdict.
+        as_json: Print JSON for scripts.
+    """
+    loaded, workspace = opened(spec, here, create=True)
+
+    from flows.certifying import certify as ask
+
+    ask(loaded, workspace, models=models, spread=spread, judged=on, as_json=as_json)
+    return 0

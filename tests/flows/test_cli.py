@@ -25,7 +25,7 @@ from tests.flows.conftest import CHECKOUT, WINNOW, running
 
 Winnow = Callable[..., subprocess.CompletedProcess[str]]
 COMMANDS = (
-    "bank", "check", "debug", "doctor", "forget", "init", "methods", "plan", "run",
+    "bank", "certify", "check", "debug", "doctor", "forget", "init", "methods", "plan", "run",
     "screen", "sql", "status", "ui",
 )  # fmt: skip
 

@@ -99,3 +99,14 @@ def test_a_wrong_request_exits_with_two(
     refused = winnow("screen", spec, *arguments)
     assert refused.returncode == 2, refused.stderr
     assert message in refused.stderr
+
+
+def test_votes_are_certified_and_too_many_are_refused(winnow: Winnow, tmp_path: Path) -> None:
+    spec = written(tmp_path)
+    told = winnow("certify", spec, "--models", "5")
+    assert told.returncode == 0, told.stderr
+    assert "5 models vote, each trained on about 50 of 250 rows" in told.stdout
+    assert "rows changed" in told.stdout
+    refused = winnow("certify", spec, "--models", "400")
+    assert refused.returncode == 2
+    assert "400 cells for 250 training rows" in refused.stderr
