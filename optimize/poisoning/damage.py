@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
+from scipy import stats
 
 from attribution.retraining import Retrained, Retraining
 from optimize.poisoning.moves import Universe
@@ -136,6 +137,56 @@ def fit_scale(
         error = float(np.sqrt((left_out**2).mean()))
         tried.append(DamageScale(scale=scale, power=float(power), error=error, n=len(x)))
     return min(tried, key=lambda one: one.error)
+
+
+def changes_to_come(
+    poisoned: npt.ArrayLike,
+    clean: npt.ArrayLike,
+    *,
+    others: npt.ArrayLike,
+    coming: int,
+    proportional: bool = False,
+    confidence: float = 0.95,
+) -> tuple[Float64, Float64]:
+    """What to expect of a mean over new models of poisoned sets, against new ones of clean rows.
+
+    How far models of one set are apart is pooled over all sets, and the interval is t's. Which sets
+    there are must not have been chosen by `poisoned`; `others` may have chosen them.
+
+    Args:
+        poisoned: [n_sets, repeats], a value of each model.
+        clean: [n_clean], the same of models of the clean rows.
+        others: [m, repeats'], of further sets: they say how far models are apart, and no more.
+        coming: Models in each mean that is to come.
+        proportional: Whether models are apart in proportion to their mean, as losses are.
+        confidence: Of the intervals.
+
+    Returns:
+        Expected changes [n_sets], and half widths of their intervals.
+
+    Raises:
+        ShapeError: Nothing was trained twice, or means that are to scale the spread are not above
+            0.
+    """
+    own, base, beside = (np.asarray(each, dtype=np.float64) for each in (poisoned, clean, others))
+    freedom = sum(each.size - len(each) for each in (own, beside))
+    if own.ndim != 2 or beside.ndim != 2 or freedom < 1 or base.size < 2:
+        raise ShapeError(
+            f"values have shapes {own.shape}, {beside.shape} and {base.shape}; give some models of "
+            "each set, [n_sets, repeats], and two or more of the clean rows"
+        )
+    total = 0.0
+    for each in (own, beside):
+        level = each.mean(axis=1, keepdims=True)
+        if proportional and not (level > 0).all():
+            raise ShapeError(f"a mean is {level.min():.3g}; proportional spreads need them above 0")
+        total += float((((each - level) / (level if proportional else 1.0)) ** 2).sum())
+    means = own.mean(axis=1)
+    variance = total / freedom * (means**2 if proportional else np.ones_like(means))
+    noise = variance * (1 / own.shape[1] + 1 / coming)
+    noise += base.var(ddof=1) * (1 / base.size + 1 / coming)
+    reach = stats.t.ppf((1 + confidence) / 2, freedom)
+    return means - base.mean(), np.asarray(reach * np.sqrt(noise))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -116,6 +116,7 @@ def random_flips(
     rng: np.random.Generator,
     *,
     inside: int | None = None,
+    rows: npt.ArrayLike | None = None,
 ) -> Moves:
     """Flips of random rows to random other classes: what no plan at all would do.
 
@@ -125,21 +126,27 @@ def random_flips(
         budget: Rows to flip.
         rng: Where they are drawn from.
         inside: The class whose rows are flipped; None for rows of any class.
+        rows: Rows that may be flipped; None for all.
 
     Raises:
         InfeasibleProblem: There are fewer rows than the budget.
     """
     own = np.asarray(labels)
-    pool = np.arange(len(own)) if inside is None else np.flatnonzero(own == inside)
+    pool = np.arange(len(own)) if rows is None else np.asarray(rows)
+    if inside is not None:
+        pool = pool[own[pool] == inside]
     if budget > len(pool):
         raise InfeasibleProblem(f"{budget} flips are asked of {len(pool)} rows; ask for fewer")
-    rows = rng.choice(pool, budget, replace=False)
-    return Moves(rows=rows, labels=(own[rows] + rng.integers(1, n_classes, budget)) % n_classes)
+    drawn = rng.choice(pool, budget, replace=False)
+    return Moves(rows=drawn, labels=(own[drawn] + rng.integers(1, n_classes, budget)) % n_classes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Universe:
     """A training set enlarged by candidates, and the poisoned sets as masks of it.
+
+    Candidates are in order of their rows and labels: the rows of a mask, and so the model trained
+    on them, do not depend on what other sets there are.
 
     Attributes:
         train: Inputs [n + n_candidates, ...] and targets, the clean rows first.
@@ -190,12 +197,11 @@ class Universe:
     ) -> "Universe":
         inputs, labels = train
         n = len(labels)
-        places: dict[tuple[int, int], int] = {}
-        columns = []
-        for one in sets:
-            pairs = zip(one.rows.tolist(), one.labels.tolist(), strict=True)
-            columns.append([places.setdefault(pair, n + len(places)) for pair in pairs])
-        used = np.array(list(places), dtype=np.int64).reshape(-1, 2)
+        pairs = [list(zip(one.rows.tolist(), one.labels.tolist(), strict=True)) for one in sets]
+        every = sorted({pair for own in pairs for pair in own})
+        places = {pair: n + place for place, pair in enumerate(every)}
+        columns = [[places[pair] for pair in own] for own in pairs]
+        used = np.array(every, dtype=np.int64).reshape(-1, 2)
         candidates = Moves(rows=used[:, 0], labels=used[:, 1])
         clean = np.arange(n + len(candidates)) < n
         masks = np.tile(clean, (len(sets), 1))

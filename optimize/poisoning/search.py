@@ -1,12 +1,13 @@
-"""The worst label flips, found by solving and retraining in turns.
+"""The worst label flips or insertions, found by solving and retraining in turns.
 
 A clean network is sure of most targets, so their loss there hardly moves and says little of where
-an attack leads. Each round therefore trains a few networks on the flips found so far, takes the
-effects of all flips there, and solves again: a sequence of linear programmes. On digits (28 flips,
+an attack leads. Each round therefore trains a few networks on the moves found so far, takes the
+effects of all moves there, and solves again: a sequence of linear programmes. On digits (28 flips,
 one class) two rounds raised the loss of the targets to 3.3, the solution at the clean networks
 alone to 1.5, and 20 random draws inside the class to 0.7 at their 95th percentile.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,14 +32,18 @@ from optimize.problem import Solution
 from schemas.errors import ShapeError
 
 Float64 = npt.NDArray[np.float64]
+# Networks that were trained on some moves (None: on the clean rows), for the lens of this number.
+Networks = Callable[[Moves | None, int], list[dict[str, Any]]]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Lens:
-    """How effects are seen: networks trained on some labels, and TRAK's options.
+    """How effects are seen: networks trained on some rows, and TRAK's options.
 
     Attributes:
         retraining: Model, clean rows, queries and recipe.
+        pool: Inputs [m, ...] that may be inserted under any label; None: training rows are flipped.
+        networks: Where networks come from that others train and keep; None trains them here.
         checkpoints: Networks that effects are averaged over.
         projection: Of the gradients.
         curvature: "logistic" or "after-kernel".
@@ -47,6 +52,8 @@ class Lens:
     """
 
     retraining: Retraining
+    pool: npt.NDArray[np.floating] | None = None
+    networks: Networks | None = None
     checkpoints: int = 5
     projection: Projection = field(default_factory=Projection)
     curvature: str = Curvature.LOGISTIC
@@ -58,35 +65,32 @@ class Lens:
         weights: npt.ArrayLike,
         *,
         output: str = Output.MARGIN,
-        flipped: Moves | None = None,
+        moves: Moves | None = None,
         number: int = 0,
     ) -> Float64:
-        """Effects of every training row under every label on weighted sums of outputs.
+        """Effects of every row that may be moved, under every label, on weighted sums of outputs.
 
         Args:
             weights: [n_query], or [n_sums, n_query] for several sums at one price.
             output: What is asked of the queries.
-            flipped: Flips that the networks are trained on; None for the clean rows.
+            moves: Moves that the networks are trained on; None for the clean rows.
             number: Of the networks: each draws seeds of its own.
 
         Returns:
-            Float64 [n, K], or [n_sums, n, K].
+            Float64 [n, K] for flips, [m, K] for insertions from the pool; or [n_sums, ..., K].
         """
         given = np.asarray(weights, dtype=np.float64)
-        inputs, labels = Rows(self.retraining.train, "train").whole()
-        moved = labels.clone()
-        if flipped is not None:
-            moved[torch.as_tensor(flipped.rows)] = torch.as_tensor(flipped.labels)
-        states = self._networks((inputs, moved), number)
+        rows = self._moved(moves)
+        states = self.networks(moves, number) if self.networks else self._networks(rows, number)
         net = fresh(self.retraining.model, 0)
-        train = self._features(net, states, (inputs, moved), Output.MARGIN)
+        train = self._features(net, states, rows, Output.MARGIN)
         queries = self._features(net, states, self.retraining.queries, output)
         options: dict[str, Any] = {"curvature": self.curvature, "damping": self.damping}
         found = [
             label_effects(
                 net,
                 states,
-                inputs,
+                rows[0] if self.pool is None else self.pool,
                 target_vectors(train, queries, each, **options),
                 train=train,
                 projection=self.projection,
@@ -96,7 +100,42 @@ class Lens:
         ]
         return np.stack(found) if given.ndim == 2 else found[0]
 
-    def _networks(self, train: Source, number: int) -> list[dict[str, Any]]:
+    def own_labels(self) -> npt.NDArray[np.int64] | None:
+        """The labels [n] that flips take away; None where rows are inserted."""
+        return None if self.pool is not None else self._clean()[1].numpy()
+
+    def every_move(self, n_classes: int, rows: npt.ArrayLike | None = None) -> Moves:
+        """Every flip of some rows, or every insertion of some rows of the pool under any label.
+
+        Args:
+            n_classes: Classes K.
+            rows: Training rows, or rows of the pool; None for all.
+        """
+        own = self.own_labels()
+        if own is not None:
+            return flips(own, n_classes, rows)
+        assert self.pool is not None  # noqa: S101
+        allowed = np.arange(len(self.pool)) if rows is None else np.asarray(rows)
+        labels = np.tile(np.arange(n_classes), len(allowed))
+        return Moves(rows=np.repeat(allowed, n_classes), labels=labels)
+
+    def _clean(self) -> tuple[Any, torch.Tensor]:
+        return Rows(self.retraining.train, "train").whole()
+
+    def _moved(self, moves: Moves | None) -> tuple[Any, torch.Tensor]:
+        """The training rows after some moves."""
+        inputs, labels = self._clean()
+        if moves is None:
+            return inputs, labels
+        given = torch.as_tensor(moves.labels)
+        if self.pool is not None:
+            added = torch.as_tensor(np.array(self.pool[moves.rows])).to(inputs)
+            return torch.cat([inputs, added]), torch.cat([labels, given])
+        moved = labels.clone()
+        moved[torch.as_tensor(moves.rows)] = given
+        return inputs, moved
+
+    def _networks(self, train: tuple[Any, torch.Tensor], number: int) -> list[dict[str, Any]]:
         """The states of networks that saw all rows."""
         keys = [
             int(stream(self.seed, Purpose.POISON, number, each).integers(2**62))
@@ -105,7 +144,7 @@ class Lens:
         trained = train_models(
             self.retraining.model,
             train,
-            masks=np.ones((self.checkpoints, self.retraining.n_train), dtype=bool),
+            masks=np.ones((self.checkpoints, len(train[1])), dtype=bool),
             seeds=keys,
             training=self.retraining.training,
             device=self.retraining.device,
@@ -132,11 +171,11 @@ class Lens:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attack:
-    """The flips of one round.
+    """The moves of one round.
 
     Attributes:
-        moves: The flips.
-        solution: Over all flips that were allowed, of the round's own linear problem.
+        moves: The flips or insertions.
+        solution: Over all moves that were allowed, of the round's own linear problem.
     """
 
     moves: Moves
@@ -153,19 +192,23 @@ def worst_flips(
     output: str = Output.LOSS,
     rounds: int = 2,
     rows: npt.ArrayLike | None = None,
+    clean: Float64 | None = None,
 ) -> list[Attack]:
     """Flips that harm the targets most: at the clean networks, then at the poisoned ones.
+
+    With a lens that has a pool they are insertions from it, under any label.
 
     Args:
         lens: How effects are seen.
         targets: Weights [n_query] of the targets' outputs.
-        budget: Flips at most.
+        budget: Moves at most.
         side: Effects [n, K] on what should seem untouched, larger is better; None for no bound.
         allowance: What that may lose, in the unit of `side`.
         output: The targets' output; the loss grows where targets are lost, a margin where they
             are merely less sure.
-        rounds: Retrainings on the flips so far; 0 solves at the clean networks only.
-        rows: Rows that may be flipped, such as one contributor's; None for all.
+        rounds: Retrainings on the moves so far; 0 solves at the clean networks only.
+        rows: Rows that may be moved, such as one contributor's; None for all.
+        clean: Effects on the targets at the clean networks, where they are known already.
 
     Returns:
         The attack of every round, the clean one first. The last is not always the worst: retrain.
@@ -173,23 +216,25 @@ def worst_flips(
     Raises:
         ShapeError: A negative number of rounds, or a side that does not fit.
     """
-    labels = Rows(lens.retraining.train, "train").whole()[1].numpy()
     if rounds < 0:
         raise ShapeError(f"rounds is {rounds}; give 0 or more")
     attacks: list[Attack] = []
     for number in range(rounds + 1):
-        flipped = attacks[-1].moves if attacks else None
-        target = lens.effects(targets, output=output, flipped=flipped, number=number)
+        before = attacks[-1].moves if attacks else None
+        if number == 0 and clean is not None:
+            target = clean
+        else:
+            target = lens.effects(targets, output=output, moves=before, number=number)
         if side is not None and side.shape != target.shape:
             raise ShapeError(f"side has shape {side.shape}; give effects of shape {target.shape}")
-        moves = flips(labels, target.shape[1], rows)
+        moves = lens.every_move(target.shape[1], rows)
         better = -1 if output in FALLING else 1
         problem = worst_moves(
             moves,
             better * target,
             np.zeros_like(target) if side is None else side,
             budget=budget,
-            own=labels,
+            own=lens.own_labels(),
             allowance=allowance,
         )
         solution = solve_poisoning(problem)

@@ -12,6 +12,7 @@ from attribution.models import build, fresh
 from attribution.projection import Projection
 from attribution.training import train_models
 from optimize.poisoning.effects import label_effects, target_vectors
+from optimize.poisoning.moves import Moves
 from optimize.poisoning.search import Lens, worst_flips
 from schemas.errors import ShapeError
 from tests.attribution.linear_problem import DECAY, D, K, M, N, refit, retraining, rows
@@ -129,10 +130,10 @@ def test_predicted_flips_of_a_logistic_regression_are_those_of_refitting() -> No
     assert 0.6 < slope < 1.1
 
 
-def _refitted(labels: np.ndarray) -> np.ndarray:
-    inputs, (queries, own) = rows(N, 1)[0], rows(M, 2)
+def _refitted(labels: np.ndarray, given: np.ndarray | None = None) -> np.ndarray:
+    inputs, (queries, own) = rows(N, 1)[0] if given is None else given, rows(M, 2)
     model = LogisticRegression(
-        C=1 / (N * DECAY), fit_intercept=False, tol=1e-10, solver="newton-cholesky"
+        C=1 / (len(inputs) * DECAY), fit_intercept=False, tol=1e-10, solver="newton-cholesky"
     ).fit(inputs.astype(np.float64), labels)
     logits, mine = queries.astype(np.float64) @ model.coef_.T, np.eye(K, dtype=bool)[own]
     return logits[mine] - np.logaddexp.reduce(np.where(mine, -np.inf, logits), axis=1)
@@ -161,6 +162,61 @@ def test_flips_stay_within_the_rows_that_are_allowed() -> None:
     lens = Lens(retraining=retraining(), checkpoints=1, projection=Projection(kind="none"))
     (attack,) = worst_flips(lens, np.full(M, 1 / M), budget=3, rounds=0, rows=[4, 5, 6, 7])
     assert set(attack.moves.rows) <= {4, 5, 6, 7}
+
+
+def test_the_worst_insertions_do_more_than_their_opposites_after_refitting() -> None:
+    pool = rows(20, 3)[0]
+    lens = Lens(
+        retraining=retraining(), pool=pool, checkpoints=1, projection=Projection(kind="none")
+    )
+    targets = np.full(M, 1 / M)
+    attacks = worst_flips(lens, targets, budget=6, rounds=1)
+    (kindest,) = worst_flips(lens, -targets, budget=6, rounds=0)
+    inputs, labels = rows(N, 1)
+    losses = [np.logaddexp(0, -_refitted(labels)).mean()]
+    for moves in (attacks[0].moves, attacks[1].moves, kindest.moves):
+        assert len(np.unique(moves.rows)) == len(moves) <= 6
+        added = np.concatenate([inputs, pool[moves.rows]])
+        margins = _refitted(np.concatenate([labels, moves.labels]), added)
+        losses.append(np.logaddexp(0, -margins).mean())
+    assert min(losses[1:3]) > losses[0] + 0.1
+    assert losses[3] < min(losses[1:3]) - 0.1
+
+
+def test_rows_of_a_pool_have_the_effects_of_the_same_training_rows() -> None:
+    train = rows(N, 1)
+    options = {"checkpoints": 2, "projection": Projection(kind="none")}
+    flipping = Lens(retraining=retraining(), **options)
+    adding = Lens(retraining=retraining(), pool=train[0], **options)
+    sums = np.random.default_rng(0).standard_normal((2, M))
+    np.testing.assert_allclose(adding.effects(sums), flipping.effects(sums), rtol=1e-6)
+    assert flipping.every_move(K).gains(flipping.effects(sums[0]), train[1]).shape == (N * (K - 1),)
+    assert len(adding.every_move(K, rows=[0, 5])) == 2 * K
+
+
+def test_networks_that_others_keep_are_asked_for_each_round_and_looked_through() -> None:
+    asked: list[tuple[int | None, int]] = []
+    plain = Lens(retraining=retraining(), checkpoints=1, projection=Projection(kind="none"))
+
+    def kept(moves: Moves | None, number: int) -> list[dict]:
+        asked.append((None if moves is None else len(moves), number))
+        return plain._networks(plain._moved(moves), number)
+
+    lens = Lens(
+        retraining=retraining(), networks=kept, checkpoints=1, projection=Projection(kind="none")
+    )
+    targets = np.full(M, 1 / M)
+    found = worst_flips(lens, targets, budget=4, rounds=2)
+    assert asked == [(None, 0), (4, 1), (4, 2)]
+    same = worst_flips(plain, targets, budget=4, rounds=2)
+    for one, other in zip(found, same, strict=True):
+        np.testing.assert_array_equal(one.moves.rows, other.moves.rows)
+    asked.clear()
+    known = worst_flips(
+        lens, targets, budget=4, rounds=1, clean=plain.effects(targets, output="loss")
+    )
+    assert asked == [(4, 1)]
+    np.testing.assert_array_equal(known[1].moves.rows, found[1].moves.rows)
 
 
 def test_what_does_not_fit_is_refused(network: dict) -> None:

@@ -7,7 +7,12 @@ from torch import nn
 
 from attribution.retraining import Retraining
 from attribution.training import Recipe
-from optimize.poisoning.damage import DamageScale, fit_scale, train_poisoned
+from optimize.poisoning.damage import (
+    DamageScale,
+    changes_to_come,
+    fit_scale,
+    train_poisoned,
+)
 from optimize.poisoning.moves import Moves, Universe, flips, random_flips, worst_moves
 from optimize.poisoning.problem import solve_poisoning
 from schemas.errors import InfeasibleProblem, ShapeError
@@ -57,6 +62,8 @@ def test_random_flips_change_labels_and_may_stay_inside_a_class() -> None:
         assert len(np.unique(moves.rows)) == 9
         assert (moves.labels != labels[moves.rows]).all()
         assert inside is None or (labels[moves.rows] == inside).all()
+    mine = random_flips(labels, 4, 3, np.random.default_rng(0), inside=2, rows=[2, 3, 6, 7, 10])
+    assert sorted(mine.rows.tolist()) == [2, 6, 10]
     with pytest.raises(InfeasibleProblem, match="11 flips are asked of 10 rows"):
         random_flips(labels, 4, 11, np.random.default_rng(0), inside=2)
 
@@ -73,6 +80,9 @@ def test_a_mask_of_the_universe_holds_exactly_the_poisoned_rows() -> None:
         kept = [part[mask] for part in universe.train]
         got = sorted(zip(kept[0].tolist(), kept[1].tolist(), strict=True))
         assert got == sorted(zip(train[0].tolist(), flipped.tolist(), strict=True))
+    alone = Universe.of_flips(train, sets[:1])
+    for part, whole in zip(alone.train, universe.train, strict=True):
+        np.testing.assert_array_equal(part[alone.masks[0]], whole[universe.masks[0]])
     inserted = Universe.of_insertions(train, train[0] + 1, sets)
     assert inserted.masks.sum(axis=1).tolist() == [N + 5] * 4
     assert inserted.masks[:, :N].all()
@@ -179,3 +189,28 @@ def test_sets_that_flip_nothing_are_refused() -> None:
         Universe.of_flips(train, [Moves(rows=np.array([3]), labels=train[1][[3]])])
     with pytest.raises(ShapeError, match="one label for each row"):
         Moves(rows=np.arange(3), labels=np.arange(2))
+
+
+@pytest.mark.parametrize("proportional", [False, True])
+def test_expected_changes_hold_what_is_to_come_as_often_as_they_say(*, proportional: bool) -> None:
+    """By simulation, of models whose spread is the same or grows with their mean."""
+    rng, levels, held = np.random.default_rng(0), np.array([1.0, 2.0, 4.0]), []
+    spread = 0.3 * (levels if proportional else np.ones(3))
+
+    def models(count: int) -> np.ndarray:
+        return levels[:, None] + spread[:, None] * rng.standard_normal((3, count))
+
+    for _ in range(1_500):
+        clean = 0.5 + 0.1 * rng.standard_normal(10)
+        means, halves = changes_to_come(
+            models(5), clean, others=models(3), coming=4, proportional=proportional
+        )
+        after = models(4).mean(axis=1) - (0.5 + 0.1 * rng.standard_normal(4)).mean()
+        held.append(np.abs(after - means) < halves)
+    share = np.mean(held, axis=0)
+    assert share.min() > 0.92
+    assert share.max() < 0.98
+    with pytest.raises(ShapeError, match="give some models of each set"):
+        changes_to_come(levels, clean, others=models(2), coming=2)
+    with pytest.raises(ShapeError, match="need them above 0"):
+        changes_to_come(-models(2), clean, others=models(2), coming=2, proportional=True)
