@@ -9,7 +9,7 @@ as checkpoints. `outputs_of` and `open_bank` are how everything else sees retrai
 import itertools
 import time
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +41,20 @@ KEPT_BYTES = 16 * 2**20
 BoolArray = NDArray[np.bool_]
 
 
+class TrainingRows(NamedTuple):
+    """The rows that masks are over, where they are others than the plan's training rows.
+
+    Attributes:
+        inputs: [n, ...].
+        targets: [n].
+        digests: Of each row as the model sees it.
+    """
+
+    inputs: NDArray[Any]
+    targets: NDArray[Any]
+    digests: Sequence[str]
+
+
 @task(name="extend bank", cache_policy=NO_CACHE)
 def extend_bank(job: Job, rows: list[int]) -> Manifest:
     """Make some rows of the bank as one chunk, unless it is sealed."""
@@ -68,6 +82,7 @@ def retrained(
     *,
     alike: bool = True,
     weights: bool = False,
+    rows: TrainingRows | None = None,
 ) -> list[str]:
     """Names of the models trained on some masks; those that are not sealed are trained first.
 
@@ -77,17 +92,18 @@ def retrained(
         seeds: Training seed of each [m].
         alike: As `cut_in_chunks` takes it.
         weights: Keep their weights however large they are, for `states_of`.
+        rows: What the masks are over; by default the training rows.
     """
-    names = plan.retraining.ids_of(masks, seeds)
+    names = plan.retraining.ids_of(masks, seeds, rows and rows.digests)
     known, places = plan.retraining.sealed.look(), {name: place for place, name in enumerate(names)}
     missing = {
         name: place
         for name, place in places.items()
         if known.logits(name) is None or (weights and known.weights(name) is None)
     }
-    rows = np.array(list(missing.values()), dtype=np.intp)
-    for chunk in cut_in_chunks(plan, masks[rows], list(missing), alike=alike):
-        _chunk(plan, masks[rows[chunk]], seeds[rows[chunk]], weights=weights)
+    new = np.array(list(missing.values()), dtype=np.intp)
+    for chunk in cut_in_chunks(plan, masks[new], list(missing), alike=alike):
+        _chunk(plan, masks[new[chunk]], seeds[new[chunk]], weights=weights, rows=rows)
     return names
 
 
@@ -131,12 +147,17 @@ def _parts(places: list[int]) -> list[list[int]]:
 
 
 def _chunk(
-    plan: Blueprint, masks: BoolArray, seeds: IntArray, *, weights: bool = False
+    plan: Blueprint,
+    masks: BoolArray,
+    seeds: IntArray,
+    *,
+    weights: bool = False,
+    rows: TrainingRows | None = None,
 ) -> Manifest:
     """Seal the retrainings of some masks: from their weights where those are known, else anew."""
     from safetensors.torch import save_file
 
-    names = plan.retraining.ids_of(masks, seeds)
+    names = plan.retraining.ids_of(masks, seeds, rows and rows.digests)
     places = [place for name in names if (place := plan.retraining.sealed.look().weights(name))]
     read = len(places) == len(names)
     keep = [] if read else names if weights else _kept(plan, names)
@@ -148,7 +169,7 @@ def _chunk(
         path, states = "weights", _stacked(plan, places)
         logits = observed(plan, states)
     else:
-        trained, logits = _trained(plan, masks, seeds)
+        trained, logits = _trained(plan, masks, seeds, rows)
         path, states = trained.path, trained.states
     inputs = {"model": plan.training.model_digest, "recipe": plan.training.recipe_digest}
     with plan.artifacts.seal(STAGE, key, version=VERSIONS[STAGE], inputs=inputs) as draft:
@@ -163,8 +184,8 @@ def _chunk(
         seen = np.array(plan.data.digests[plan.n_train :], dtype="S64")
         np.save(draft.path / OBSERVED_FILE, seen)
         if keep:
-            rows = [names.index(name) for name in keep]
-            kept = {name: values[rows].contiguous() for name, values in states.items()}
+            own = [names.index(name) for name in keep]
+            kept = {name: values[own].contiguous() for name, values in states.items()}
             save_file(kept, draft.path / STATES_FILE)
     return draft.manifest
 
@@ -182,12 +203,12 @@ def _kept(plan: Blueprint, names: list[str]) -> list[str]:
 
 
 def _trained(
-    plan: Blueprint, masks: BoolArray, seeds: IntArray
+    plan: Blueprint, masks: BoolArray, seeds: IntArray, rows: TrainingRows | None
 ) -> "tuple[TrainedModels, NDArray[np.float32]]":
     """A model trained on each mask, and their logits on every test row [m, n_test, n_outputs]."""
     from attribution.bank import train_bank_models
 
-    train, test = plan.dataset.train, plan.dataset.test
+    train, test = rows or plan.dataset.train, plan.dataset.test
     return train_bank_models(
         plan.build_model,
         (np.array(train.inputs), train.targets),

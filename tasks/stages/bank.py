@@ -1,6 +1,7 @@
 """The retrain bank of a spec: what was drawn, what extended it, and the ids of its models."""
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,15 +51,21 @@ class BankStage:
         """The sealed retrainings of the workspace, observed on the test rows."""
         return Retrainings(self.artifacts, self.data.digests[self.data.n_train :])
 
-    def id_of(self, mask: NDArray[np.bool_], seed: int) -> str:
-        """Name of the model trained on the masked rows."""
-        rows = [self.data.digests[row] for row in np.flatnonzero(mask)]
+    def id_of(
+        self, mask: NDArray[np.bool_], seed: int, digests: Sequence[str] | None = None
+    ) -> str:
+        """Name of the model trained on the masked rows: training rows, or those of the digests."""
+        known = self.data.digests if digests is None else digests
+        rows = [known[row] for row in np.flatnonzero(mask).tolist()]
         parts = (self.training.model_digest, self.training.recipe_digest, seed, rows)
         return artifact_key("retraining", VERSIONS["bank"], *parts)
 
-    def ids_of(self, masks: NDArray[np.bool_], seeds: IntArray) -> list[str]:
-        """Names of the models trained on the rows of each mask [M, n_train], by their seeds [M]."""
-        return [self.id_of(mask, int(seed)) for mask, seed in zip(masks, seeds, strict=True)]
+    def ids_of(
+        self, masks: NDArray[np.bool_], seeds: IntArray, digests: Sequence[str] | None = None
+    ) -> list[str]:
+        """Names of the models trained on the rows of each mask [M, n], by their seeds [M]."""
+        pairs = zip(masks, seeds.tolist(), strict=True)
+        return [self.id_of(mask, seed, digests) for mask, seed in pairs]
 
     def missing(self) -> IntArray:
         """Rows of the bank that are not sealed, or not with the weights that are read."""

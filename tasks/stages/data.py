@@ -3,6 +3,7 @@
 import functools
 import hashlib
 from dataclasses import dataclass
+from typing import Any
 
 from schemas.frozen import digest_of
 from schemas.manifest import Manifest
@@ -39,13 +40,18 @@ class DataStage:
     @functools.cached_property
     def digests(self) -> tuple[str, ...]:
         """Digest of each row as the model sees it, label included, training rows first."""
-        dataset = self.dataset
+        targets = self.dataset.targets.tolist()
+        return tuple(self.digest_under(place, target) for place, target in enumerate(targets))
+
+    def digest_under(self, place: int, target: Any) -> str:
+        """Digest of a row as the model would see it under a target, its own or another."""
+        text = f"{self._scaling}\n{self.dataset.hashes[place]}\n{target}"
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @functools.cached_property
+    def _scaling(self) -> str:
         # Content hashes are those of the raw inputs; standardised rows are others.
-        scaling = next((f.sha256 for f in self.manifest.files if f.name == SCALING_FILE), "")
-        return tuple(
-            hashlib.sha256(f"{scaling}\n{content}\n{target}".encode()).hexdigest()
-            for content, target in zip(dataset.hashes, dataset.targets.tolist(), strict=True)
-        )
+        return next((f.sha256 for f in self.manifest.files if f.name == SCALING_FILE), "")
 
     @functools.cached_property
     def train_digest(self) -> str:
