@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from flows import terminal
-from schemas.spec import DebugSpec, DecisionSpec, LoadedSpec, TraceSpec, UnlearnSpec
+from schemas.spec import DebugSpec, DecisionSpec, LoadedSpec, PoisonSpec, TraceSpec, UnlearnSpec
 from store.artifacts import Artifacts
 from store.workspace import Workspace
 from tasks.blueprint import Blueprint
@@ -134,6 +134,8 @@ def _retrainings(problem: DecisionSpec, seeds: int) -> str:
             return f"{models} of all rows, {2 * models} without what is forgotten"
         case TraceSpec():
             return f"{seeds} of all rows, {seeds} without each method's rows of a query"
+        case PoisonSpec():
+            return f"{seeds} of each budget's attack, {2 * problem.draws} of random moves"
         case DebugSpec():
             return f"{problem.seeds} of each arm of a diagnosis"
         case _:

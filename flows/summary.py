@@ -5,7 +5,15 @@ from dataclasses import asdict
 
 from flows import terminal
 from schemas.errors import NotFound
-from schemas.spec import LoadedSpec, Quota, ScreenSpec, SelectSpec, UnlearnSpec, ValueSpec
+from schemas.spec import (
+    LoadedSpec,
+    PoisonSpec,
+    Quota,
+    ScreenSpec,
+    SelectSpec,
+    UnlearnSpec,
+    ValueSpec,
+)
 from store.connect import run_sql
 from store.workspace import Workspace
 from tasks.progress import Outcome, RunProgress, read_progress
@@ -62,6 +70,8 @@ def meaning(loaded: LoadedSpec) -> Iterator[tuple[str, str]]:
     for asked_about in spec.diagnoses:
         query = " ".join(str(asked_about.query).split())
         yield f"problem {asked_about.name}", f"debug {query} by '{asked_about.uses}'"
+    for attacked in spec.poisonings:
+        yield f"problem {attacked.name}", _attacked(attacked)
     for valued in spec.valuations:
         yield f"problem {valued.name}", _valued(valued)
     for screen in spec.screens:
@@ -104,6 +114,19 @@ def _forgotten(problem: UnlearnSpec) -> str:
         + (f", beside {beside}" if beside else "")
         + f"; {problem.models} models, judged by {2 * problem.models} retrained without it; change "
         f"of '{problem.targets}' predicted by '{problem.uses}'"
+    )
+
+
+def _attacked(problem: PoisonSpec) -> str:
+    amounts = (
+        f"{each:.2g}" if isinstance(each, int) else f"{each:.1%}" for each in problem.amounts
+    )
+    done = "flipped labels" if problem.move == "flip" else "added rows"
+    whose = " ".join(problem.targets.split())
+    bound = "" if problem.stealth is None else f", others at most {problem.stealth:g} worse"
+    return (
+        f"the worst that {' or '.join(amounts)} {done} could do to '{whose}' by "
+        f"'{problem.uses}'{bound}; judged beside {2 * problem.draws} random ones, and by screens"
     )
 
 

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from schemas.frozen import IDENTIFIER, nearest
-from schemas.methods import OUTPUTS_OF_TASK, AttributionSpec, EmbeddingSpec
+from schemas.methods import OUTPUTS_OF_TASK, AttributionSpec, EmbeddingSpec, TrakSpec
+from schemas.poisoning import CLASS, PoisonSpec
 from schemas.questions import (
     WORTHS_OF_TASK,
     DebugSpec,
@@ -78,8 +79,9 @@ def problem_conflicts(problems: tuple[ProblemSpec, ...], above: Any) -> Conflict
     for place, problem in enumerate(problems):
         # A query may also be an id, or SQL; only a single word is surely meant as a set.
         key = "query" if isinstance(problem, DebugSpec) else "targets"
+        named = not isinstance(problem, DebugSpec | PoisonSpec)
         for aimed in target_sets(problem):
-            if key == "targets" or re.fullmatch(IDENTIFIER, aimed):
+            if named or re.fullmatch(IDENTIFIER, aimed):
                 yield from _unknown_set((place, key), aimed, above)
         if isinstance(problem, ValueSpec):
             if task and problem.output not in ("auto", *WORTHS_OF_TASK[task]):
@@ -98,6 +100,32 @@ def problem_conflicts(problems: tuple[ProblemSpec, ...], above: Any) -> Conflict
         if isinstance(problem, ScreenSpec):
             found = screen_conflicts(problem, above.get("data"), above.get("attribution"))
             yield from (((place, *path), said) for path, said in found)
+        if isinstance(problem, PoisonSpec):
+            yield from _poison_conflicts(place, problem, task, above)
+
+
+def _poison_conflicts(place: int, problem: PoisonSpec, task: Task | None, above: Any) -> Conflicts:
+    if task in ("regression", "language"):
+        yield (place, "kind"), f"a {task} has no labels to move; ask this of a classification"
+    for option in ("rows", "pool"):
+        rows = getattr(problem, option)
+        if rows is not None and re.fullmatch(IDENTIFIER, rows):
+            yield from _unknown_set((place, option), rows, above)
+    for column in problem.by:
+        known = (CLASS, *(above["data"].metadata if "data" in above else (column,)))
+        if column not in known:
+            yield (place, "by"), f"there is no column '{column}'{nearest(column, known)}"
+    for used in above.get("attribution", ()):
+        if used.name == problem.uses and not _sees_labels(used):
+            advice = "use a 'trak' whose curvature is 'logistic' or 'after-kernel'"
+            yield (
+                (place, "uses"),
+                f"'{used.name}' does not tell what other labels would do; {advice}",
+            )
+
+
+def _sees_labels(attribution: AttributionSpec) -> bool:
+    return isinstance(attribution, TrakSpec) and attribution.curvature != "ggn"
 
 
 def _select_conflicts(place: int, problem: SelectSpec, task: Task | None, above: Any) -> Conflicts:
@@ -139,7 +167,7 @@ def verdict_conflicts(verdict: VerdictSpec, above: Any) -> Conflicts:
         yield ("arms",), "a regression has no classes to balance; leave 'balanced' out"
     sets = above.get("sets", {})
     for problem in problems:
-        if isinstance(problem, ValueSpec | TraceSpec | DebugSpec):
+        if isinstance(problem, ValueSpec | TraceSpec | DebugSpec | PoisonSpec):
             continue
         judged = verdict.judge_on
         for aimed in target_sets(problem):

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from schemas.frozen import IDENTIFIER, Frozen, Name, distinct, refusal, refuse
+from schemas.poisoning import PoisonSpec
 from schemas.recipe import Task
 from schemas.screening import ScreenSpec
 from schemas.unlearning import UnlearnSpec
@@ -270,7 +271,7 @@ class DebugSpec(Frozen):
 # What is decided over the surrogate of one attribution.
 ChoiceSpec = SelectSpec | UnlearnSpec | DebugSpec
 # What is asked of scores; a verdict judges it.
-DecisionSpec = ChoiceSpec | TraceSpec
+DecisionSpec = ChoiceSpec | TraceSpec | PoisonSpec
 ProblemSpec = Annotated[DecisionSpec | ValueSpec | ScreenSpec, Field(discriminator="kind")]
 
 

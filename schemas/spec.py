@@ -36,6 +36,7 @@ from schemas.methods import (
     RunMethodSpec,
     TrakSpec,
 )
+from schemas.poisoning import PoisonSpec
 from schemas.questions import (
     ChoiceSpec,
     DebugSpec,
@@ -154,6 +155,11 @@ class CurationSpec(Frozen):
     def diagnoses(self) -> tuple[DebugSpec, ...]:
         """The problems that ask why an output is what it is."""
         return tuple(problem for problem in self.problem if isinstance(problem, DebugSpec))
+
+    @property
+    def poisonings(self) -> tuple[PoisonSpec, ...]:
+        """The problems that ask what a contributor of a few rows could do."""
+        return tuple(problem for problem in self.problem if isinstance(problem, PoisonSpec))
 
     @property
     def valuations(self) -> tuple[ValueSpec, ...]:
@@ -302,6 +308,7 @@ __all__ = [
     "DebugSpec",
     "DecisionSpec",
     "LoadedSpec",
+    "PoisonSpec",
     "Quota",
     "RunMethodSpec",
     "ScreenSpec",

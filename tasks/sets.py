@@ -15,6 +15,7 @@ from schemas.spec import (
     CurationSpec,
     DebugSpec,
     DecisionSpec,
+    PoisonSpec,
     ScreenSpec,
     TraceSpec,
     target_sets,
@@ -67,10 +68,18 @@ class ExampleSets:
         sql = self._spec.sets[name]
         return training_ids(self._dataset, sql, name=f"sets.{name}", whole=whole)
 
+    def holds(self, name: str) -> bool:
+        """Whether the spec has a set of that name."""
+        return name in self._spec.sets
+
+    def sql(self, name: str) -> str:
+        """The SQL of a set, or what is no name of one as it is."""
+        return self._spec.sets.get(name, name)
+
     def _select(self, name: str) -> IntArray:
         if name.isdigit():
             return self._single(int(name))
-        sql = self._spec.sets.get(name, name)
+        sql = self.sql(name)
         try:
             return select_ids(self._dataset, sql, name=self._title(name))
         except QueryError as error:
@@ -95,7 +104,7 @@ class ExampleSets:
 
     def _title(self, name: str) -> str:
         """What an error calls a set."""
-        if name in self._spec.sets:
+        if self.holds(name):
             return f"sets.{name}"
         return f"query {name}" if name.isdigit() else "query"
 
@@ -133,9 +142,8 @@ class ExampleSets:
     @property
     def _judged_apart(self) -> list[DecisionSpec | ScreenSpec]:
         """The problems whose answers are judged on other rows than those they were solved for."""
-        decided = [
-            each for each in self._spec.decisions if not isinstance(each, TraceSpec | DebugSpec)
-        ]
+        beside = TraceSpec | DebugSpec | PoisonSpec
+        decided = [each for each in self._spec.decisions if not isinstance(each, beside)]
         return [*decided, *self._spec.screens]
 
     def _refuse_overlap(self) -> None:

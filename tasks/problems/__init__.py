@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from schemas.manifest import Manifest
 from tasks.blueprint import Blueprint
-from tasks.problems import debug, select, trace, unlearn
+from tasks.problems import debug, poison, select, trace, unlearn
 
 
 class Kind(NamedTuple):
@@ -29,6 +29,7 @@ class Kind(NamedTuple):
 # By the kind that a spec's `[[problem]]` names.
 KINDS = {
     "debug": Kind(debug.check, debug.solve, debug.judge),
+    "poison": Kind(poison.check, poison.solve, poison.judge),
     "select": Kind(select.check, select.solve, select.judge),
     "unlearn": Kind(unlearn.check, unlearn.solve, unlearn.judge),
     "trace": Kind(trace.check, trace.solve, trace.judge),

@@ -11,6 +11,7 @@ from schemas.spec import (
     DebugSpec,
     DecisionSpec,
     LoadedSpec,
+    PoisonSpec,
     SelectSpec,
     TraceSpec,
     UnlearnSpec,
@@ -21,6 +22,7 @@ from schemas.unlearning import ForgetRequest
 from store.artifacts import artifact_key
 from store.workspace import Workspace
 from tasks.constraints import Limits, limits_of
+from tasks.reach import Reach, reach_of
 from tasks.requests import answered, requests_of, rows_named
 from tasks.stages.data import DataStage
 from tasks.stages.scores import ScoreStage
@@ -32,7 +34,7 @@ BoolArray = NDArray[np.bool_]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ProblemStage:
-    """Selections, traces, diagnoses and unlearnings, with what each is answered from."""
+    """Selections, traces, diagnoses, unlearnings, poisonings, and what each is answered from."""
 
     loaded: LoadedSpec
     workspace: Workspace
@@ -43,6 +45,7 @@ class ProblemStage:
     """The last request to forget rows that counts; without one, those that have been answered."""
     _forgotten: dict[str, BoolArray] = field(default_factory=dict, init=False, repr=False)
     _limits: dict[str, Limits] = field(default_factory=dict, init=False, repr=False)
+    _reach: dict[str, Reach] = field(default_factory=dict, init=False, repr=False)
 
     # --- what problems ask ------------------------------------------------------------------------
 
@@ -92,6 +95,18 @@ class ProblemStage:
             self._limits[problem.name] = limits_of(self.data.dataset, self.data.sets, problem)
         return self._limits[problem.name]
 
+    def reach(self, problem: PoisonSpec) -> Reach:
+        """What a contributor can move, whom that is to harm, and where it should not show.
+
+        Raises:
+            RequestError: A name leads nowhere, or the rows do not fit it.
+        """
+        if problem.name not in self._reach:
+            judged = self.loaded.spec.verdict.judge_on
+            found = reach_of(self.data.dataset, self.data.sets, problem, judged)
+            self._reach[problem.name] = found
+        return self._reach[problem.name]
+
     # --- what names their answers -----------------------------------------------------------------
 
     def solution_key(self, problem: DecisionSpec) -> str | None:
@@ -107,6 +122,10 @@ class ProblemStage:
             traced = data.sets.ids(problem.targets).tolist()
             parts = (problem, scores, traced, data.dataset.facts.dataset_id)
             return artifact_key("solution", version, *parts)
+        if isinstance(problem, PoisonSpec):
+            columns = data.metadata_digest if problem.by else ""
+            judged = (self.reach(problem).digest, columns, data.test_digest)
+            return artifact_key("solution", version, problem, scores, judged)
         names = (*target_sets(problem), spec.verdict.judge_on)
         aims: list[Any] = [data.sets.ids(name).tolist() for name in names]
         if isinstance(problem, UnlearnSpec):

@@ -1,0 +1,83 @@
+"""What an attack came to, and whether one would have noticed it, in plain sentences."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tasks.reporting.intervals import Interval
+from tasks.reporting.wording import plain_interval
+
+# Times the chance from which a screen's recall is worth a person's time.
+WORTH_A_LOOK = 3.0
+
+
+def poisoned(
+    record: Mapping[str, Any], *, move: str, n_targets: int, wrong_before: float, output: str
+) -> str:
+    """Say what the attack of one budget did.
+
+    Args:
+        record: What a verdict holds of the budget.
+        move: "flip" or "insert".
+        n_targets: Target rows.
+        wrong_before: Share of them that models of the clean rows misclassify.
+        output: The output of which the stealth is.
+    """
+    moves = "flipped labels" if move == "flip" else "added rows"
+    wrong = 1 - record["targets_right"][0]
+    did = (
+        f"{record['moves']:,} {moves} raise the mean loss of {n_targets:,} targets by "
+        f"{_interval(record['observed'])}; {wrong:.0%} of them are then misclassified, "
+        f"{wrong_before:.0%} before."
+    )
+    rivals = (
+        "At most one in twenty random moves of as many rows does that, anywhere or inside the "
+        "classes of the targets."
+        if record["exceeds"]
+        else "Random moves of as many rows may do as much: it takes no plan, or none was found."
+    )
+    return " ".join([did, rivals, _as_predicted(record), *_stealth(record, output)])
+
+
+def _as_predicted(record: Mapping[str, Any]) -> str:
+    if record["inside_interval"]:
+        return "The damage is inside its predicted interval."
+    side = "below" if record["observed"][0] < record["predicted"][1] else "above"
+    return f"The damage is {side} its predicted interval."
+
+
+def _stealth(record: Mapping[str, Any], output: str) -> list[str]:
+    held = record["stealth_held"]
+    if held is None:
+        return []
+    lost, low, high = record["observed_elsewhere"]
+    if lost <= 0:
+        return [f"Elsewhere the mean {output} gets no worse: the stealth held."]
+    verdict = "within the stealth" if held else "more than the stealth allows"
+    interval = _interval((lost, low, high))
+    return [f"Elsewhere the mean {output} gets worse by {interval}, {verdict}."]
+
+
+def noticed(record: Mapping[str, Any], screens: Sequence[Mapping[str, Any]]) -> str:
+    """Say what the screens would have shown of the poisoned rows of one budget.
+
+    Args:
+        record: What a verdict holds of the budget.
+        screens: What each screen found, the best first.
+    """
+    best, moves = screens[0], record["moves"]
+    middle = sorted(one["recall"] for one in screens)[len(screens) // 2]
+    said = (
+        f"Among the {moves:,} rows that it suspects most, the best of {len(screens)} screens, "
+        f"'{best['screen']}', has {round(best['recall'] * moves):,} of the {moves:,} poisoned ones "
+        f"({best['chance'] * moves:.1f} by chance), the median screen {round(middle * moves):,}."
+    )
+    if best["recall"] < WORTH_A_LOOK * best["chance"]:
+        return f"{said} No screen points at the attack."
+    if middle < WORTH_A_LOOK * best["chance"]:
+        return f"{said} Who does not know which screen to trust may well miss it."
+    return f"{said} Who looks at what the screens suspect meets it."
+
+
+def _interval(triple: Sequence[float]) -> str:
+    mean, low, high = triple
+    return plain_interval(Interval(mean=mean, low=low, high=high))
