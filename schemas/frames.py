@@ -26,6 +26,15 @@ from schemas.answers import (
     ValuationFrame,
     VerdictFrame,
 )
+from schemas.poison_frames import (
+    PoisonBudgetFrame,
+    PoisonCurveFrame,
+    PoisonDrawFrame,
+    PoisonedRowFrame,
+    PoisoningFrame,
+    PoisonScreenFrame,
+    WeakSpotFrame,
+)
 
 KIND_OF_RETRAINING = r"^(calibrate|evaluate|(aimed|verdict):[A-Za-z0-9_.-]+)$"
 
@@ -187,5 +196,12 @@ FRAMES: dict[str, type[dy.Schema]] = {
     "tracing_arms": TracingArmFrame,
     "tracing_effects": TracingEffectFrame,
     "tracing_rows": TracingRowFrame,
+    "poisonings": PoisoningFrame,
+    "poison_budgets": PoisonBudgetFrame,
+    "poison_curve": PoisonCurveFrame,
+    "poison_draws": PoisonDrawFrame,
+    "poisoned_rows": PoisonedRowFrame,
+    "poison_screens": PoisonScreenFrame,
+    "weak_spots": WeakSpotFrame,
 }
 """The schema of each table of the ledger, in the order in which they are filled."""

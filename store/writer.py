@@ -1,7 +1,7 @@
 """Writes a finished run into the ledger: all of it, once, or nothing.
 
 A commit replaces partitions. What this run committed before, and what the attributions, models,
-solutions, valuations and tracings of the bundle had, is deleted and written anew in one
+solutions, valuations, tracings and poisonings of the bundle had, is deleted and written anew in one
 transaction; so a retry, or the same bundle again, ends with the same rows.
 """
 
@@ -39,6 +39,17 @@ _OWNERS = {
     ),
     "valuations": ("valuation_id", ("player_values",)),
     "tracings": ("tracing_id", ("tracing_arms", "tracing_effects", "tracing_rows")),
+    "poisonings": (
+        "poisoning_id",
+        (
+            "poison_budgets",
+            "poison_curve",
+            "poison_draws",
+            "poisoned_rows",
+            "poison_screens",
+            "weak_spots",
+        ),
+    ),
 }
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -19,6 +20,7 @@ from tasks.bank import open_bank
 from tasks.bank_extension import MASKS_FILE
 from tasks.blueprint import Blueprint
 from tasks.job import Job, blueprint
+from tasks.problems.poison import DRAWS_FILE
 from tasks.problems.shape import CHOICE_FILE, SOLUTION, UTILITY_FILE, VERDICT
 from tasks.problems.unlearn import JUDGED_FILE, OBSERVED_FILE
 from tasks.progress import advance
@@ -27,6 +29,7 @@ from tasks.reporting.bakeoff import Contender, bake_off
 from tasks.reporting.curve_figures import size_curve
 from tasks.reporting.forgetting import from_facts
 from tasks.reporting.gallery import gallery
+from tasks.reporting.poisoning_figures import damage_by_budget
 from tasks.reporting.tracking import log_run
 from tasks.requests import CERTIFICATE_FILE
 from tasks.score import PER_QUERY_FILE
@@ -35,7 +38,7 @@ from tasks.versions import VERSIONS
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from schemas.spec import AttributionSpec, SelectSpec, UnlearnSpec
+    from schemas.spec import AttributionSpec, PoisonSpec, SelectSpec, UnlearnSpec
 
 STAGE = "tracking"
 SHOWN = 16
@@ -73,7 +76,7 @@ def pictures(plan: Blueprint) -> "dict[str, Figure]":
     """The figures of a run by name.
 
     LDS of each attribution, the bake-off of several, three to five of each selection, two of each
-    unlearning.
+    unlearning, one of each poisoning.
     """
     drawn = {f"lds-{entry.name}": _lds_figure(plan, entry) for entry in plan.spec.attribution}
     if len(plan.spec.attribution) > 1:
@@ -83,6 +86,8 @@ def pictures(plan: Blueprint) -> "dict[str, Figure]":
     for forgotten in _unlearnings(plan):
         for name, each in _forgetting(plan, forgotten).items():
             drawn[f"{forgotten.name}-{name}"] = each
+    for poisoning in plan.spec.poisonings:
+        drawn[f"{poisoning.name}-damage"] = _damage(plan, poisoning)
     return drawn
 
 
@@ -110,6 +115,14 @@ def _forgetting(plan: Blueprint, problem: "UnlearnSpec") -> "dict[str, Figure]":
         "changes": unlearning_figures.changes(predicted, observed, found, output=output),
         "distances": unlearning_figures.distances(found),
     }
+
+
+def _damage(plan: Blueprint, problem: "PoisonSpec") -> "Figure":
+    verdict = plan.sealed(VERDICT, plan.problems.verdict_key(problem))
+    solution: Any = plan.sealed(SOLUTION, plan.problems.solution_key(problem)).facts
+    said: Any = verdict.facts
+    draws = pl.read_parquet(plan.artifacts.folder(verdict) / DRAWS_FILE)
+    return damage_by_budget(solution["curve"], said["budgets"], draws, output=said["output"])
 
 
 def _lds_figure(plan: Blueprint, attribution: "AttributionSpec") -> "Figure":

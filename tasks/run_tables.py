@@ -17,6 +17,7 @@ from schemas.spec import (
     AttributionSpec,
     ChoiceSpec,
     DecisionSpec,
+    PoisonSpec,
     TraceSpec,
     UnlearnSpec,
     ValueSpec,
@@ -28,6 +29,7 @@ from tasks.bank import read_outputs, retrained
 from tasks.bank_extension import load_rows
 from tasks.bank_plan import CALIBRATE, EVALUATE
 from tasks.blueprint import Blueprint
+from tasks.problems.poison_tables import poisoning_tables
 from tasks.problems.shape import CHOICE_FILE, UTILITY_FILE
 from tasks.problems.trace_tables import tracing_tables
 from tasks.problems.unlearn_rows import unlearning_rows
@@ -53,6 +55,8 @@ def tables(plan: Blueprint, started: datetime) -> dict[str, pl.DataFrame]:
     for problem in plan.problems.decisions:
         if isinstance(problem, TraceSpec):
             _add_tracing(plan, problem, rows)
+        elif isinstance(problem, PoisonSpec):
+            _add_poisoning(plan, problem, rows)
         else:
             _add_problem(plan, problem, rows)
     for valuation in plan.spec.valuations:
@@ -218,6 +222,13 @@ def _add_tracing(plan: Blueprint, problem: TraceSpec, rows: Rows) -> None:
     for table, entries in tracing_tables(plan, problem, ids).items():
         rows[table] += entries
     _add_retrainings(plan, plan.sealed("verdict", plan.problems.verdict_key(problem)), rows)
+
+
+def _add_poisoning(plan: Blueprint, problem: PoisonSpec, rows: Rows) -> None:
+    # Its models stay out of the bank's tables: their rows are no subsets of the training rows.
+    attribution = attribution_id(plan, plan.spec.attribution_named(problem.uses))
+    for table, entries in poisoning_tables(plan, problem, attribution).items():
+        rows[table] += entries
 
 
 def _add_verdict(plan: Blueprint, problem: DecisionSpec, own: dict[str, Any], rows: Rows) -> None:

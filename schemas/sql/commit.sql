@@ -13,6 +13,9 @@ SELECT valuation_id FROM valuations WHERE run_id = $run;
 -- name: owned_tracings
 SELECT tracing_id FROM tracings WHERE run_id = $run;
 
+-- name: owned_poisonings
+SELECT poisoning_id FROM poisonings WHERE run_id = $run;
+
 -- name: delete_runs
 DELETE FROM runs WHERE run_id = $run;
 
@@ -86,6 +89,27 @@ DELETE FROM tracing_effects WHERE tracing_id IN (SELECT unnest($tracings));
 
 -- name: delete_tracing_rows
 DELETE FROM tracing_rows WHERE tracing_id IN (SELECT unnest($tracings));
+
+-- name: delete_poisonings
+DELETE FROM poisonings WHERE poisoning_id IN (SELECT unnest($poisonings));
+
+-- name: delete_poison_budgets
+DELETE FROM poison_budgets WHERE poisoning_id IN (SELECT unnest($poisonings));
+
+-- name: delete_poison_curve
+DELETE FROM poison_curve WHERE poisoning_id IN (SELECT unnest($poisonings));
+
+-- name: delete_poison_draws
+DELETE FROM poison_draws WHERE poisoning_id IN (SELECT unnest($poisonings));
+
+-- name: delete_poisoned_rows
+DELETE FROM poisoned_rows WHERE poisoning_id IN (SELECT unnest($poisonings));
+
+-- name: delete_poison_screens
+DELETE FROM poison_screens WHERE poisoning_id IN (SELECT unnest($poisonings));
+
+-- name: delete_weak_spots
+DELETE FROM weak_spots WHERE poisoning_id IN (SELECT unnest($poisonings));
 
 -- name: insert_runs
 INSERT INTO runs BY NAME
@@ -190,3 +214,24 @@ DELETE FROM screening_arms WHERE screening_id = $screening;
 
 -- name: insert_screening_arms
 INSERT INTO screening_arms BY NAME FROM incoming;
+
+-- name: insert_poisonings
+INSERT INTO poisonings BY NAME FROM incoming;
+
+-- name: insert_poison_budgets
+INSERT INTO poison_budgets BY NAME FROM incoming;
+
+-- name: insert_poison_curve
+INSERT INTO poison_curve BY NAME FROM incoming;
+
+-- name: insert_poison_draws
+INSERT INTO poison_draws BY NAME FROM incoming;
+
+-- name: insert_poisoned_rows
+INSERT INTO poisoned_rows BY NAME FROM incoming;
+
+-- name: insert_poison_screens
+INSERT INTO poison_screens BY NAME FROM incoming;
+
+-- name: insert_weak_spots
+INSERT INTO weak_spots BY NAME FROM incoming;

@@ -121,6 +121,24 @@ LEFT JOIN examples AS q ON q.dataset_id = t.dataset_id AND q.example_id = w.quer
 WHERE t.run_id = $run AND o.place <= $queries AND w.rank <= $rows
 ORDER BY w.tracing_id, o.place, a.place, w.rank;
 
+-- name: poisonings
+SELECT poisoning_id, problem, move, targets, n_targets, n_elsewhere, n_movable, stealth, output,
+    value, loss, value_elsewhere, accuracy, accuracy_elsewhere, scale, power, scale_error, practice_sets,
+    sentence, notice
+FROM poisonings WHERE run_id = $run ORDER BY problem, poisoning_id;
+
+-- name: poison_budgets
+SELECT b.* FROM poison_budgets AS b JOIN poisonings AS p USING (poisoning_id)
+WHERE p.run_id = $run ORDER BY b.poisoning_id, b.budget;
+
+-- name: poison_screens
+SELECT s.* FROM poison_screens AS s JOIN poisonings AS p USING (poisoning_id)
+WHERE p.run_id = $run ORDER BY s.poisoning_id, s.budget, s.recall DESC, s.auroc DESC, s.screen;
+
+-- name: weak_spots
+SELECT w.* FROM weak_spots AS w JOIN poisonings AS p USING (poisoning_id)
+WHERE p.run_id = $run ORDER BY w.poisoning_id, w.column_name, w.damage DESC, w.value;
+
 -- name: a_query
 SELECT min(query_id) AS query_id FROM scores WHERE attribution_id IN (SELECT unnest($attributions));
 

@@ -436,6 +436,75 @@ COMMENT ON COLUMN quarantined_rows.effect IS 'Predicted change of the mean outpu
 COMMENT ON COLUMN quarantined_rows.screening_id IS 'The screening; see screenings.';
 COMMENT ON COLUMN quarantined_rows.screened_at IS 'When the batch was answered.';
 
+CREATE VIEW damage_by_budget AS
+SELECT
+    r.spec_name, p.problem, p.move, b.budget, b.predicted, b.observed, b.observed_low,
+    b.observed_high, b.random_p95, b.inside_p95, b.exceeds, p.loss AS loss_before,
+    b.observed_output, p.accuracy AS accuracy_before,
+    b.accuracy, b.observed_elsewhere AS lost_elsewhere, b.stealth_held,
+    p.accuracy_elsewhere AS accuracy_elsewhere_before, b.accuracy_elsewhere,
+    (
+        SELECT max(s.recall) FROM poison_screens AS s
+        WHERE s.poisoning_id = b.poisoning_id AND s.budget = b.budget
+    ) AS best_recall,
+    p.output, p.targets, p.poisoning_id, p.run_id, r.committed_at
+FROM poison_budgets AS b
+JOIN poisonings AS p USING (poisoning_id)
+JOIN runs AS r USING (run_id)
+ORDER BY r.committed_at DESC, p.problem, b.budget;
+COMMENT ON VIEW damage_by_budget IS 'What each budget of moved rows did at worst, and whether one would have noticed: the latest run first.';
+COMMENT ON COLUMN damage_by_budget.spec_name IS 'The name of the run''s spec.';
+COMMENT ON COLUMN damage_by_budget.problem IS 'The problem''s name in the spec.';
+COMMENT ON COLUMN damage_by_budget.move IS 'flip or insert.';
+COMMENT ON COLUMN damage_by_budget.budget IS 'Rows that may be moved.';
+COMMENT ON COLUMN damage_by_budget.predicted IS 'Expected damage to the targets'' mean loss; positive is worse.';
+COMMENT ON COLUMN damage_by_budget.observed IS 'What models trained on the attack show.';
+COMMENT ON COLUMN damage_by_budget.observed_low IS 'Lower end of its 95 % interval.';
+COMMENT ON COLUMN damage_by_budget.observed_high IS 'Upper end of its 95 % interval.';
+COMMENT ON COLUMN damage_by_budget.random_p95 IS '95th percentile of as many random moves anywhere.';
+COMMENT ON COLUMN damage_by_budget.inside_p95 IS 'The same inside the classes of the targets.';
+COMMENT ON COLUMN damage_by_budget.exceeds IS 'Whether the observed damage exceeds both.';
+COMMENT ON COLUMN damage_by_budget.loss_before IS 'Mean loss of the targets by models of the clean rows.';
+COMMENT ON COLUMN damage_by_budget.observed_output IS 'By how much their mean output is worse.';
+COMMENT ON COLUMN damage_by_budget.accuracy_before IS 'Accuracy on the targets of models of the clean rows.';
+COMMENT ON COLUMN damage_by_budget.accuracy IS 'Accuracy on the targets after the attack.';
+COMMENT ON COLUMN damage_by_budget.lost_elsewhere IS 'By how much the mean output of the other judging rows is worse.';
+COMMENT ON COLUMN damage_by_budget.stealth_held IS 'Whether that is within the stealth; NULL where none was asked for.';
+COMMENT ON COLUMN damage_by_budget.accuracy_elsewhere_before IS 'Accuracy on the other judging rows of models of the clean rows.';
+COMMENT ON COLUMN damage_by_budget.accuracy_elsewhere IS 'Accuracy on them after the attack.';
+COMMENT ON COLUMN damage_by_budget.best_recall IS 'Share of the poisoned rows that the best screen has among as many that it suspects most.';
+COMMENT ON COLUMN damage_by_budget.output IS 'The output that observed_output and lost_elsewhere are of; damage itself is of the loss.';
+COMMENT ON COLUMN damage_by_budget.targets IS 'The targets: a set, or SQL.';
+COMMENT ON COLUMN damage_by_budget.poisoning_id IS 'The poisoning.';
+COMMENT ON COLUMN damage_by_budget.run_id IS 'Its run.';
+COMMENT ON COLUMN damage_by_budget.committed_at IS 'When the run was committed.';
+
+CREATE VIEW poisoned_examples AS
+SELECT
+    r.spec_name, p.problem, w.poisoned_budget, w.example_id, w.move, w.label, w.poisoned_label,
+    w.poisoned_share, x.source_id, x.metadata, w.poisoning_id, p.run_id, r.committed_at
+FROM poisoned_rows AS w
+JOIN poisonings AS p USING (poisoning_id)
+JOIN runs AS r USING (run_id)
+LEFT JOIN examples AS x ON x.dataset_id = p.dataset_id AND x.example_id = w.example_id
+ORDER BY
+    r.committed_at DESC, p.problem, w.poisoned_budget, w.poisoned_share DESC, w.example_id,
+    w.poisoned_label;
+COMMENT ON VIEW poisoned_examples IS 'The rows that attacks poison, the latest run first, the most harmful first: for research on defences, never to train on.';
+COMMENT ON COLUMN poisoned_examples.spec_name IS 'The name of the run''s spec.';
+COMMENT ON COLUMN poisoned_examples.problem IS 'The problem''s name in the spec.';
+COMMENT ON COLUMN poisoned_examples.poisoned_budget IS 'The budget whose attack it is part of.';
+COMMENT ON COLUMN poisoned_examples.example_id IS 'The example whose label is flipped, or a copy of which is inserted.';
+COMMENT ON COLUMN poisoned_examples.move IS 'flip or insert.';
+COMMENT ON COLUMN poisoned_examples.label IS 'Its label in the data.';
+COMMENT ON COLUMN poisoned_examples.poisoned_label IS 'The label that the attack gives it.';
+COMMENT ON COLUMN poisoned_examples.poisoned_share IS 'Its share of the attack''s damage as seen from clean models.';
+COMMENT ON COLUMN poisoned_examples.source_id IS 'The id in the source where that is a text.';
+COMMENT ON COLUMN poisoned_examples.metadata IS 'The source''s metadata columns as a JSON object.';
+COMMENT ON COLUMN poisoned_examples.poisoning_id IS 'The poisoning.';
+COMMENT ON COLUMN poisoned_examples.run_id IS 'Its run.';
+COMMENT ON COLUMN poisoned_examples.committed_at IS 'When the run was committed.';
+
 CREATE VIEW contents AS
 WITH named AS (
     SELECT

@@ -18,6 +18,7 @@ from schemas.metrics import metric
 from tasks.reporting.findings import Answer, Arm, Findings, Interval, Method
 from tasks.reporting.forgetting import CHOSEN, FORGOTTEN, JUDGING, RETAINED, Unlearning
 from tasks.reporting.judgement import confirmed, judgement
+from tasks.reporting.poisoning import Budget, Poisoning
 from tasks.reporting.tracing import TracedArm, Tracing
 from tasks.reporting.worth import Valuation
 
@@ -66,6 +67,10 @@ def entries(findings: Findings, spec_text: str) -> tuple[Entry, tuple[Entry, ...
         joined = shared | {"winnow.tracing_id": tracing.tracing_id}
         children += [_tracing_entry(tracing, arm, joined) for arm in tracing.arms]
         note.append(f"**{tracing.problem}**: {tracing.sentence}")
+    for poisoning in findings.poisonings:
+        joined = shared | {"winnow.poisoning_id": poisoning.poisoning_id}
+        children += [_poison_entry(poisoning, each, joined) for each in poisoning.budgets]
+        note.append(f"**{poisoning.problem}**: {poisoning.sentence} {poisoning.notice}")
     if findings.answers:
         metrics += _answer_metrics(findings.answers[0])
     if findings.methods:
@@ -233,6 +238,39 @@ def _tracing_entry(tracing: Tracing, arm: TracedArm, shared: Mapping[str, str]) 
     return Entry(
         name=f"{tracing.problem}: {arm.arm}",
         tags={**shared, "winnow.problem": tracing.problem, "winnow.kind": "trace"},
+        params=params,
+        metrics=_known(metrics),
+    )
+
+
+def _poison_entry(poisoning: Poisoning, budget: Budget, shared: Mapping[str, str]) -> Entry:
+    """Of one budget; the step of a screen's metrics is its place among their names, sorted."""
+    metrics = _interval("poison.predicted", budget.predicted)
+    metrics += _interval("poison.observed", budget.observed)
+    metrics += _interval("poison.output", budget.observed_output)
+    metrics += _interval("poison.elsewhere", budget.observed_elsewhere)
+    metrics += _interval("poison.accuracy", budget.accuracy)
+    metrics += _interval("poison.accuracy_elsewhere", budget.accuracy_elsewhere)
+    metrics += [
+        ("poison.linear", budget.linear.mean, 0),
+        ("poison.bound", budget.bound, 0),
+        ("poison.random_tail", budget.random_p95, 0),
+        ("poison.inside_tail", budget.inside_p95, 0),
+    ]
+    screens = [each for each in poisoning.screens if each.budget == budget.budget]
+    for step, each in enumerate(sorted(screens, key=lambda one: one.screen)):
+        metrics += [("screen.recall", each.recall, step), ("screen.auroc", each.auroc, step)]
+    params = {
+        "budget": str(budget.budget),
+        "move": poisoning.move,
+        "targets": poisoning.targets[:PARAM_LENGTH],
+        "output": poisoning.output,
+        "stealth": "" if poisoning.stealth is None else f"{poisoning.stealth:g}",
+        "screens": ", ".join(sorted(each.screen for each in screens)),
+    }
+    return Entry(
+        name=f"{poisoning.problem}: {budget.budget} rows",
+        tags={**shared, "winnow.problem": poisoning.problem, "winnow.kind": "poison"},
         params=params,
         metrics=_known(metrics),
     )

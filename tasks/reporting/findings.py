@@ -20,6 +20,7 @@ from store.connect import frame, open_published
 from store.statements import named_statements
 from tasks.reporting.forgetting import Unlearning, unlearning_of
 from tasks.reporting.intervals import Interval
+from tasks.reporting.poisoning import Poisoning, poisonings_of
 from tasks.reporting.tracing import QUERIES_SHOWN, ROWS_SHOWN, Tracing, tracings_of
 from tasks.reporting.worth import Valuation, valuations_of
 
@@ -186,6 +187,7 @@ class Findings:
     a_query: int | None
     valuations: tuple[Valuation, ...] = ()
     tracings: tuple[Tracing, ...] = ()
+    poisonings: tuple[Poisoning, ...] = ()
 
 
 def gather(source: Source, run_id: str | None = None) -> Findings:
@@ -227,6 +229,12 @@ def gather(source: Source, run_id: str | None = None) -> Findings:
             _rows(source, "valuations", run=run_id), _rows(source, "player_values", run=run_id)
         ),
         tracings=_tracings(source, run_id),
+        poisonings=poisonings_of(
+            *(
+                _rows(source, name, run=run_id)
+                for name in ("poisonings", "poison_budgets", "poison_screens", "weak_spots")
+            )
+        ),
     )
 
 

@@ -42,6 +42,7 @@ from tasks.reporting.forgetting_table import (
     explained,
 )
 from tasks.reporting.judgement import confirmed, judgement, verdict_sentence
+from tasks.reporting.poisoning_table import poisoning_parts, poisoning_title
 from tasks.reporting.prices_table import has_prices, priced, prices_table
 from tasks.reporting.tracing_table import (
     query_table,
@@ -131,7 +132,11 @@ def render(findings: Findings) -> RenderableType:
         parts += [
             _indented(query_table(query, with_text=tracing.with_text)) for query in tracing.queries
         ]
-    if not (findings.answers or findings.valuations or findings.tracings):
+    for poisoning in findings.poisonings:
+        parts += _section(poisoning_title(poisoning), [])
+        parts += [_indented(part) for part in poisoning_parts(poisoning)]
+    answered = (findings.answers, findings.valuations, findings.tracings, findings.poisonings)
+    if not any(answered):
         for method in findings.methods:
             parts += _suspects(method)
     parts += _trust(findings.methods)
@@ -320,6 +325,10 @@ def _next_steps(findings: Findings) -> list[RenderableType]:
         steps.insert(0, ("more rows to look at", f"winnow sql {statement}{where}"))
     if any(valuation.sources for valuation in findings.valuations):
         steps.insert(0, ("the values", f"winnow sql {_quoted('FROM values_by_source')}{where}"))
+    for poisoning in findings.poisonings[:1]:
+        asked = f"poisoning_id = '{poisoning.poisoning_id}'"
+        statement = _quoted(f"FROM poisoned_examples WHERE {asked}")
+        steps.insert(0, ("the poisoned rows", f"winnow sql {statement}{where}"))
     for tracing in findings.tracings[:1]:
         if tracing.queries:
             query = tracing.queries[0].query_id
