@@ -53,6 +53,7 @@ for command in (
     asking.debug,
     asking.screen,
     asking.certify,
+    asking.poisoned,
     looking.init,
     looking.status,
     looking.sql,

@@ -277,3 +277,20 @@ def certify(
 
     ask(loaded, workspace, models=models, spread=spread, judged=on, as_json=as_json)
     return 0
+
+
+def poisoned(spec: Path, folder: Path, /, *, here: Here, problem: str | None = None) -> int:
+    """Write the rows that attacks poison as files, for research on defences.
+
+    Args:
+        spec: The TOML file; a [[problem]] of kind "poison" says what is attacked.
+        folder: Where to; no file is ever replaced, and the data never touched.
+        here: The session.
+        problem: The problem whose attacks are meant, where there are several.
+    """
+    loaded, workspace = opened(spec, here, create=False)
+
+    from flows.poisoned import export_poisoned
+
+    export_poisoned(loaded, workspace, folder, problem=problem)
+    return 0

@@ -25,8 +25,8 @@ from tests.flows.conftest import CHECKOUT, WINNOW, running
 
 Winnow = Callable[..., subprocess.CompletedProcess[str]]
 COMMANDS = (
-    "bank", "certify", "check", "debug", "doctor", "forget", "init", "methods", "plan", "run",
-    "screen", "sql", "status", "ui",
+    "bank", "certify", "check", "debug", "doctor", "forget", "init", "methods", "plan", "poisoned",
+    "run", "screen", "sql", "status", "ui",
 )  # fmt: skip
 
 
