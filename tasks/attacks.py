@@ -154,10 +154,8 @@ def _expected(
     """What damage to expect of the verdict's models, from models that chose nothing."""
     from optimize.poisoning.damage import changes_to_come
 
-    found, others = (
-        _repeated(scene, attacks, 3, PREDICTING),
-        _repeated(scene, tried, 2, CHOOSING),
-    )
+    found = _repeated(scene, attacks, 3, PREDICTING)
+    others = _repeated(scene, tried, 2, CHOOSING)
     clean, coming = scene.seen(clean_models(scene)), scene.plan.spec.verdict.seeds
     expected: list[dict[str, list[float]]] = [{} for _ in attacks]
     for side, worse in (("loss", 1), ("elsewhere", -scene.better)):

@@ -53,16 +53,6 @@ class Seen:
     targets_right: Float64
     elsewhere_right: Float64
 
-    def take(self, chosen: slice | IntArray) -> "Seen":
-        """What some of the models say."""
-        return Seen(
-            targets=self.targets[chosen],
-            loss=self.loss[chosen],
-            elsewhere=self.elsewhere[chosen],
-            targets_right=self.targets_right[chosen],
-            elsewhere_right=self.elsewhere_right[chosen],
-        )
-
 
 class Scene:
     """One problem of kind poison on the rows of a plan.
