@@ -144,7 +144,11 @@ def judge(plan: Blueprint, problem: PoisonSpec, key: str) -> Manifest:
             wrong_before=1 - float(clean.targets_right.mean()),
             output=scene.output,
         ),
-        "notice": noticed(budgets[-1], [one for one in screens if one["budget"] == budget]),
+        "notice": noticed(
+            budgets[-1],
+            [one for one in screens if one["budget"] == budget],
+            suspicion.left_out,
+        ),
         "retrainings": [name for own in names.values() for name in own],
     }
     # No "trained_by": a bank holds subsets of the training rows, and these are others.

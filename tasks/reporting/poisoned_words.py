@@ -57,13 +57,23 @@ def _stealth(record: Mapping[str, Any], output: str) -> list[str]:
     return [f"Elsewhere the mean {output} gets worse by {interval}, {verdict}."]
 
 
-def noticed(record: Mapping[str, Any], screens: Sequence[Mapping[str, Any]]) -> str:
+def noticed(
+    record: Mapping[str, Any],
+    screens: Sequence[Mapping[str, Any]],
+    left_out: Mapping[str, str],
+) -> str:
     """Say what the screens would have shown of the poisoned rows of one budget.
 
     Args:
         record: What a verdict holds of the budget.
         screens: What each screen found, the best first.
+        left_out: Why a screen was not run, by its name.
     """
+    why = "; ".join(f"'{name}' ({reason})" for name, reason in left_out.items())
+    return f"{_found(record, screens)}{f' Not run: {why}.' if why else ''}"
+
+
+def _found(record: Mapping[str, Any], screens: Sequence[Mapping[str, Any]]) -> str:
     best, moves = screens[0], record["moves"]
     middle = sorted(one["recall"] for one in screens)[len(screens) // 2]
     said = (
