@@ -19,7 +19,6 @@ from schemas.spec import UnlearnSpec
 from schemas.unlearning import ForgetRequest
 from store.requests import record
 from tasks.blueprint import Blueprint
-from tasks.certify import certified
 from tasks.job import Job, blueprint
 from tasks.problems.shape import VERDICT
 from tasks.progress import advance
@@ -33,6 +32,7 @@ from tasks.requests import (
     requests_of,
 )
 from tasks.sets import training_ids
+from tasks.unlearning.certify import certified
 
 
 def problem_named(plan: Blueprint, name: str | None) -> UnlearnSpec:

@@ -16,7 +16,7 @@ from tasks.blueprint import Blueprint
 from tasks.problems.shape import ALL, CHOSEN, RETRAINED
 from tasks.reporting.forgetting import FORGOTTEN, JUDGING
 from tasks.surrogate import finite
-from tasks.witnesses import FloatArray, Seen, Witnesses
+from tasks.unlearning.witnesses import FloatArray, Seen, Witnesses
 
 if TYPE_CHECKING:
     from attribution.changes import Agreement

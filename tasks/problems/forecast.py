@@ -1,9 +1,9 @@
 """What forgetting is predicted to change, before anything is retrained: by whom, and how surely.
 
-Newton steps predict where the run has what they take (`tasks.newton`), else the calibrated linear
-surrogate. On the digits example's model, five other forget sets, predicted and retrained changes of
-single queries correlated at 0.69 to 0.86 of what noise allows by the surrogate and at 0.78 to 0.94
-by Newton steps (10 checkpoints: 0.81 to 0.95).
+Newton steps predict where the run has what they take (`tasks.unlearning.newton`), else the
+calibrated linear surrogate. On the digits example's model, five other forget sets, predicted and
+retrained changes of single queries correlated at 0.69 to 0.86 of what noise allows by the surrogate
+and at 0.78 to 0.94 by Newton steps (10 checkpoints: 0.81 to 0.95).
 """
 
 from dataclasses import dataclass
@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from schemas.spec import AttributionSpec, TrakSpec, UnlearnSpec
 from tasks.blueprint import Blueprint
-from tasks.newton import foretold, unable
 from tasks.surrogate import calibrated, extrapolation, predicted_change
+from tasks.unlearning.newton import foretold, unable
 
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]

@@ -14,13 +14,13 @@ import polars as pl
 
 from schemas.manifest import Manifest
 from schemas.poisoning import CLASS, PoisonSpec
-from tasks.attacks import Found, find_attacks, harms
 from tasks.blueprint import Blueprint
-from tasks.poisons import Practice, practised
+from tasks.poisoning.attacks import Found, find_attacks, harms
+from tasks.poisoning.practice import Practice, practised
+from tasks.poisoning.scene import Scene, Seen
+from tasks.poisoning.suspicion import suspicion_of
 from tasks.problems.shape import ALL, CHOSEN, SOLUTION, VERDICT, arm_seeds
 from tasks.reporting.poisoned_words import noticed, poisoned
-from tasks.scene import Scene, Seen
-from tasks.suspicion import suspicion_of
 from tasks.texts import metadata_of
 from tasks.versions import VERSIONS
 

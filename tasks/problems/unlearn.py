@@ -21,8 +21,6 @@ from schemas.unlearning import METHODS_OF_TASK
 from tasks.bank import retrained, states_of
 from tasks.bank_extension import MASKS_FILE, SEEDS_FILE
 from tasks.blueprint import Blueprint
-from tasks.certify import certified, row_lines
-from tasks.handover import checkpoints, hand_over
 from tasks.problems.distance import (
     arm_records,
     closeness_records,
@@ -46,9 +44,11 @@ from tasks.reporting.forgetting import from_facts, unlearning_sentence
 from tasks.reporting.wording import signed_interval
 from tasks.requests import CERTIFICATE_FILE
 from tasks.surrogate import calibrated, finite
-from tasks.unlearners import Unlearned, joined, recipe, unlearned
+from tasks.unlearning.certify import certified, row_lines
+from tasks.unlearning.handover import checkpoints, hand_over
+from tasks.unlearning.unlearners import Unlearned, joined, recipe, unlearned
+from tasks.unlearning.witnesses import Seen, Witnesses, observe, witnesses
 from tasks.versions import VERSIONS
-from tasks.witnesses import Seen, Witnesses, observe, witnesses
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -15,19 +15,19 @@ from optimize.poisoning.moves import Moves
 from schemas.errors import InfeasibleProblem, NotFound, QueryError, RequestError, SpecError
 from schemas.spec import PoisonSpec, load_spec
 from store.connect import run_sql
-from tasks.attacks import PREDICTING, _chosen, find_attacks, harms
 from tasks.bank import logits_of, outputs_of
 from tasks.blueprint import Blueprint
 from tasks.export import poisoning_named, write_poisoned
 from tasks.job import blueprint
 from tasks.outbox import pictures
-from tasks.poisons import CLEAN, REPEATS, clean_models, practice_sets, practised
+from tasks.poisoning.attacks import PREDICTING, _chosen, find_attacks, harms
+from tasks.poisoning.practice import CLEAN, REPEATS, clean_models, practice_sets, practised
+from tasks.poisoning.scene import MODELS, Scene
+from tasks.poisoning.suspicion import suspicion_of
 from tasks.preflight import open_job, preflight
 from tasks.problems.poison import attacks_of
 from tasks.reporting.entries import NOTE_TAG, entries, refuse_undeclared
 from tasks.reporting.report import read_findings, summary_json, summary_text
-from tasks.scene import MODELS, Scene
-from tasks.suspicion import suspicion_of
 from tests.tasks.pipeline import run_stages
 
 SPEC = """

@@ -18,15 +18,15 @@ from schemas.errors import RequestError
 from store.connect import run_sql
 from tasks.bank import logits_of, outputs_of
 from tasks.blueprint import Blueprint
-from tasks.certify import certified
-from tasks.handover import checkpoints
 from tasks.job import blueprint
 from tasks.outbox import certificates, pictures
 from tasks.preflight import open_job, preflight
-from tasks.removals import removal_sizes
 from tasks.reporting.entries import entries, refuse_undeclared
 from tasks.reporting.report import read_findings, summary_json, summary_text
-from tasks.unlearners import recipe
+from tasks.unlearning.certify import certified
+from tasks.unlearning.handover import checkpoints
+from tasks.unlearning.removals import removal_sizes
+from tasks.unlearning.unlearners import recipe
 from tests.tasks.forgetful import written
 from tests.tasks.pipeline import run_stages
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from schemas.poisoning import CLASS
-from tasks.poisons import (
+from tasks.poisoning.practice import (
     SIDES,
     Practice,
     changes_by,
@@ -26,7 +26,7 @@ from tasks.poisons import (
     least_practised,
     predicted_by,
 )
-from tasks.scene import MODELS, Scene
+from tasks.poisoning.scene import MODELS, Scene
 from tasks.texts import metadata_of
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def _chosen(scene: Scene, observed: Float64) -> int:
 
     Args:
         scene: The scene.
-        observed: Float64 [3, n_rounds], as `tasks.poisons.changes_by`.
+        observed: Float64 [3, n_rounds], as `tasks.poisoning.practice.changes_by`.
     """
     lost, harm = -scene.better * observed[1], observed[2]
     stealth = scene.problem.stealth

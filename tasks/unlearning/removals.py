@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tasks.bank import states_of
 from tasks.blueprint import Blueprint
 from tasks.sets import IntArray
-from tasks.witnesses import FloatArray
+from tasks.unlearning.witnesses import FloatArray
 
 if TYPE_CHECKING:
     from torch import Tensor

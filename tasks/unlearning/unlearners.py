@@ -19,7 +19,7 @@ from schemas.errors import InfeasibleProblem, NotFound, RecipeError
 from schemas.spec import AttributionSpec, TrakSpec, UnlearnSpec
 from schemas.unlearning import BOUND, UnlearnMethod
 from tasks.blueprint import Blueprint
-from tasks.removals import removal_sizes
+from tasks.unlearning.removals import removal_sizes
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -15,7 +15,7 @@ from tasks.bank import retrained, states_of
 from tasks.blueprint import Blueprint
 from tasks.reporting.forgetting import FORGOTTEN, RETRAINED
 from tasks.train import WEIGHTS_FILE
-from tasks.witnesses import Seen, Witnesses, observe
+from tasks.unlearning.witnesses import Seen, Witnesses, observe
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

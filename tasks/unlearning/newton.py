@@ -19,7 +19,7 @@ from tasks.featurize import load_weights
 from tasks.score import calibrating_bank
 from tasks.sets import IntArray
 from tasks.stages.scores import Weights
-from tasks.unlearners import REVERSIBLE
+from tasks.unlearning.unlearners import REVERSIBLE
 
 if TYPE_CHECKING:
     from torch import Tensor

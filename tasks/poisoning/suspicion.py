@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from schemas.errors import RecipeError
 from tasks.bank import TrainingRows, retrained
-from tasks.scene import SCREENS, Scene
+from tasks.poisoning.scene import SCREENS, Scene
 
 if TYPE_CHECKING:
     from torch import nn

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from schemas.manifest import Manifest
 from store.artifacts import artifact_key
-from tasks.scene import LOSS, MODELS, SETS, Scene
+from tasks.poisoning.scene import LOSS, MODELS, SETS, Scene
 
 if TYPE_CHECKING:
     from optimize.poisoning.damage import DamageScale

@@ -1,0 +1,1 @@
+"""Attacks on the training rows: moves, models of them, what they do, and who would notice."""
