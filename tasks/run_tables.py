@@ -33,7 +33,7 @@ from tasks.problems.poison_tables import poisoning_tables
 from tasks.problems.shape import CHOICE_FILE, UTILITY_FILE
 from tasks.problems.trace_tables import tracing_tables
 from tasks.problems.unlearn_rows import unlearning_rows
-from tasks.reporting.findings import arm_of
+from tasks.reporting.gathering import arm_of
 from tasks.reporting.judgement import verdict_sentence
 from tasks.score import EFFECTS_FILE, SELF_FILE
 from tasks.value import ERRORS_FILE, VALUES_FILE

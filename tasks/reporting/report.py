@@ -8,7 +8,6 @@ the published tables. Text that came from data or from a spec is never read as m
 
 import json
 import math
-import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -23,17 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from schemas.methods import FALLING
-from store.workspace import locate_workspace
-from tasks.reporting.findings import (
-    ARM_ORDER,
-    Answer,
-    Arm,
-    Findings,
-    Method,
-    Row,
-    gather,
-    open_source,
-)
+from tasks.reporting.findings import ARM_ORDER, Answer, Arm, Findings, Method, Row
 from tasks.reporting.forgetting import Unlearning
 from tasks.reporting.forgetting_table import (
     asked,
@@ -41,7 +30,9 @@ from tasks.reporting.forgetting_table import (
     closeness_table,
     explained,
 )
+from tasks.reporting.gathering import gather, open_source
 from tasks.reporting.judgement import confirmed, judgement, verdict_sentence
+from tasks.reporting.next_steps import next_steps
 from tasks.reporting.poisoning_table import poisoning_parts, poisoning_title
 from tasks.reporting.prices_table import has_prices, priced, prices_table
 from tasks.reporting.tracing_table import (
@@ -312,52 +303,10 @@ def _trust(methods: Iterable[Method]) -> list[RenderableType]:
 
 
 def _next_steps(findings: Findings) -> list[RenderableType]:
-    where = _workspace_option(findings.path.parent)
-    # By id: another spec may run in this workspace before the line is copied, under the same names.
-    ids = [method.attribution_id for method in findings.methods][:1]
-    of = f"attribution := '{ids[0]}'" if ids else ""
-    steps = [
-        ("the runs in MLflow", f"winnow ui{where}"),
-        ("for any DuckDB client, read-only", str(findings.path)),
-    ]
-    if findings.methods:
-        statement = _quoted(f"FROM harmful_examples({of})")
-        steps.insert(0, ("more rows to look at", f"winnow sql {statement}{where}"))
-    if any(valuation.sources for valuation in findings.valuations):
-        steps.insert(0, ("the values", f"winnow sql {_quoted('FROM values_by_source')}{where}"))
-    for poisoning in findings.poisonings[:1]:
-        asked = f"poisoning_id = '{poisoning.poisoning_id}'"
-        statement = _quoted(f"FROM poisoned_examples WHERE {asked}")
-        steps.insert(0, ("the poisoned rows", f"winnow sql {statement}{where}"))
-    for tracing in findings.tracings[:1]:
-        if tracing.queries:
-            query = tracing.queries[0].query_id
-            statement = _quoted(f"FROM traces({query}, tracing := '{tracing.tracing_id}')")
-            steps.insert(0, ("every method's rows", f"winnow sql {statement}{where}"))
-    if findings.a_query is not None:
-        asked = ", ".join(part for part in (f"query := {findings.a_query}", of) if part)
-        statement = _quoted(f"FROM top_influences({asked})")
-        steps.insert(
-            0, ("which training rows move this answer most", f"winnow sql {statement}{where}")
-        )
     parts = _section("Where to look next", [])
-    for why, line in steps:
+    for why, line in next_steps(findings):
         parts += [_indented(Text(f"# {why}", style="dim")), _indented(Text(line, overflow="fold"))]
     return parts
-
-
-def _quoted(sql: str) -> str:
-    """SQL as one word of a shell, in double quotes, for it holds single ones."""
-    return f'"{sql}"'
-
-
-def _workspace_option(root: Path) -> str:
-    """The option that a command needs to find this workspace from here; empty where none."""
-    if locate_workspace().root == root.absolute():
-        return ""
-    here = Path.cwd()
-    shown = root.relative_to(here) if root.is_relative_to(here) else root
-    return f" --workspace {shlex.quote(str(shown))}"
 
 
 def _section(heading: str, lines: Iterable[str]) -> list[RenderableType]:

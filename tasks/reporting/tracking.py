@@ -20,7 +20,8 @@ from urllib.parse import urlsplit
 from schemas.errors import NotFound, ServerUnavailable
 from store.workspace import Workspace
 from tasks.reporting.entries import SOURCE_TAG, Entry, digest_of, entries, refuse_undeclared
-from tasks.reporting.findings import Findings, gather, open_source, preview
+from tasks.reporting.findings import Findings
+from tasks.reporting.gathering import gather, open_source, preview
 from tasks.reporting.report import summary_text
 from tasks.reporting.tracing_table import tracing_page
 

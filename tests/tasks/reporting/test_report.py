@@ -10,7 +10,8 @@ from rich.console import Console
 
 from schemas.errors import NotFound
 from store.connect import open_ledger, run
-from tasks.reporting.findings import Arm, Findings, Interval, detection, gather, open_source
+from tasks.reporting.findings import Arm, Findings, Interval
+from tasks.reporting.gathering import detection, gather, open_source
 from tasks.reporting.judgement import is_confirmed, verdict_sentence
 from tasks.reporting.report import (
     read_findings,
