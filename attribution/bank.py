@@ -18,6 +18,7 @@ from attribution.models import ModelLike
 from attribution.outputs import Output, OutputLike, of_models, output_name, task_of, task_output
 from attribution.rows import Rows, Source
 from attribution.streams import Purpose, stream
+from attribution.subsets import draw_masks as draw_masks
 from attribution.training import Recipe, TrainedModels, predict, train_models
 from attribution.training.jobs import checked_masks
 from schemas.errors import ShapeError
@@ -159,56 +160,6 @@ class RetrainBank:
                 "retrain on more subsets or choose another share"
             )
         return self.subset(first), self.subset(~first)
-
-
-def draw_masks(
-    n_train: int, models: int, alpha: Sequence[float], seeds_per_mask: int, seed: int
-) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """Random subsets of fixed size round(alpha * n), each repeated under several training seeds.
-
-    Row j belongs to mask j // seeds_per_mask, and masks take the alphas in turn. A row depends on
-    its own number only, so a larger bank begins with the rows of a smaller one.
-
-    Args:
-        n_train: Rows to draw from.
-        models: Rows of the bank, a multiple of ``seeds_per_mask``.
-        alpha: Shares of the training rows.
-        seeds_per_mask: Retrainings of each subset.
-        seed: Of the bank.
-
-    Returns:
-        masks bool [models, n_train], training seeds int64 [models], alpha float64 [models].
-
-    Raises:
-        ShapeError: Numbers do not divide, or a share leaves no row or is above 1.
-    """
-    if seeds_per_mask < 1 or models < 1 or models % seeds_per_mask:
-        raise ShapeError(
-            f"{models} models cannot be {seeds_per_mask} retrainings of each subset; "
-            "make models a multiple"
-        )
-    sizes = [round(share * n_train) for share in alpha]
-    for share, size in zip(alpha, sizes, strict=True):
-        if not 0 < size <= n_train:
-            raise ShapeError(
-                f"alpha = {share:g} of {n_train} rows is {size} rows; it must keep at least one"
-            )
-    if not sizes:
-        raise ShapeError("alpha is empty; give at least one share, such as 0.5")
-    masks = np.zeros((models, n_train), dtype=bool)
-    seeds = np.empty(models, dtype=np.int64)
-    shares = np.empty(models, dtype=np.float64)
-    for row in range(models):
-        subset, repeat = divmod(row, seeds_per_mask)
-        place = subset % len(sizes)
-        if repeat:
-            masks[row] = masks[row - 1]
-        else:
-            chosen = stream(seed, Purpose.MASKS, subset).permutation(n_train)[: sizes[place]]
-            masks[row, chosen] = True
-        seeds[row] = stream(seed, Purpose.SEEDS, subset, repeat).integers(2**62)
-        shares[row] = alpha[place]
-    return masks, seeds, shares
 
 
 def train_bank(

@@ -9,7 +9,6 @@ from schemas.errors import NotFound, RequestError, WinnowError
 from schemas.spec import LoadedSpec
 from store.workspace import Workspace
 from tasks.job import Job
-from tasks.preflight import preflight
 from tasks.progress import recording, refuse_second_run
 from tasks.versions import STAGES
 
@@ -61,6 +60,7 @@ def _run_flow(
     debug: bool,
 ) -> None:
     from flows.server import serving
+    from tasks.preflight import preflight
 
     job = Job(spec=loaded.path, workspace=workspace.root)
     with recording(workspace.progress, loaded.spec.name), terminal.progress_bars():

@@ -167,8 +167,8 @@ def _awaits_receipt(plan: Blueprint, count: int) -> bool:
 
 def _drawn(plan: Blueprint, number: int, subsets: int) -> tuple[BoolArray, IntArray]:
     """Random subsets of the spec's sizes in turn and their seeds, for one act of choice."""
-    from attribution.bank import draw_masks
     from attribution.streams import SEED_LIMIT, Purpose, stream
+    from attribution.subsets import draw_masks
 
     key = int(stream(plan.spec.seed, Purpose.DESIGN, number).integers(SEED_LIMIT))
     sizes = sorted(plan.spec.bank.alpha)

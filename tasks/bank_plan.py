@@ -89,7 +89,7 @@ def draw_bank(
     A drawn row depends on its own number only, its kind too: so a larger bank begins with a
     smaller one, and what evaluates in one never tunes in the other.
     """
-    from attribution.bank import draw_masks
+    from attribution.subsets import draw_masks
 
     wanted, models = spec.bank, extension.models or spec.bank.models
     if not spec.attribution:
