@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -56,6 +57,13 @@ def test_a_run_answers_and_the_next_one_finds_nothing_to_do(
     assert again.stdout == first.stdout
     # No server was started: its log would have been opened.
     assert (workspace.prefect / "server.log").stat().st_mtime_ns == log
+    code = (
+        "import sys, flows.cli\n"
+        f"try:\n    flows.cli.main(['run', {str(spec)!r}])\nexcept SystemExit:\n    pass\n"
+        "print('HEAVY', sorted({'torch', 'prefect', 'mlflow'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "HEAVY []" in done.stdout  # a finished run is looked at in a second
     steps = json.loads(winnow("plan", spec, "--json").stdout)
     assert all(step["done"] == step["total"] for step in steps)
     assert json.loads(winnow("run", spec, "--json").stdout)
