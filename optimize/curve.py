@@ -60,6 +60,7 @@ class SizeCurve:
         lost: Float64 [K, 3], by how much a size is worse than the best one, and its interval;
             0 at the best.
         best: Place of the best size.
+        rising: Whether the output should rise; False for a loss.
     """
 
     sizes: npt.NDArray[np.int64]
@@ -67,6 +68,13 @@ class SizeCurve:
     change: Float64
     lost: Float64
     best: int
+    rising: bool = True
+
+    @property
+    def beats_all(self) -> bool:
+        """Whether some size is better than all rows, by its interval."""
+        _, low, high = self.change.T
+        return bool((low > 0).any() if self.rising else (high < 0).any())
 
     @property
     def best_size(self) -> int:
@@ -133,6 +141,7 @@ def size_curve(
         change=against([np.ones(masks.shape[1], dtype=bool) for masks in chosen]),
         lost=lost,
         best=best,
+        rising=rising,
     )
 
 

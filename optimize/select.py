@@ -243,7 +243,9 @@ def _sentence(
     problem: Selection, value: float, named: Mapping[str, float], *, optimal: bool
 ) -> str:
     least, most = problem.sizes
-    others = " of this size" if least == most else ""
+    # A size that was sought is none that anybody knows.
+    others = " of this size" if problem.size_priced else f" of {most:,} rows"
+    others = others if least == most else ""
     within = " within the quotas" if any(each.limited for each in problem.partitions) else ""
     if problem.budgets or any(
         each is not None for each in (problem.duplicates, problem.include, problem.exclude)
@@ -258,11 +260,13 @@ def _sentence(
     claim = "No other choice" if optimal else "Perhaps another choice"
     parts = [f"{claim}{others}{within} has a higher {what} ({value:.4g})."]
     if SIZE in named and least == most < problem.n_pool:
-        price = f"{named[SIZE]:.3g}"
+        price = named[SIZE]
         parts.append(
-            f"One more row would add up to {price}."
-            if within
-            else f"The last row kept is worth {price}."
+            f"The last row kept is worth {price:.3g}."
+            if not within
+            else f"One more row would add up to {price:.3g}."
+            if price >= 0
+            else f"One more row would cost at least {-price:.3g}."
         )
     parts += [_priced(problem, name, price) for name, price in named.items() if price]
     return " ".join(part for part in parts if part)

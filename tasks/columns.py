@@ -70,8 +70,8 @@ def numbers(dataset: StoredDataset, column: str, *, asker: str) -> NDArray[np.fl
         if not 0 <= found[row] < np.inf:
             example = dataset.train.example_ids[row]
             raise DataError(
-                f"{asker}: '{column}' of example {example} is {as_text(value)}; give a number, 0 "
-                "or more"
+                f"{asker}: '{column}' of example {example} is '{as_text(value)}'; give a "
+                "number, 0 or more"
             )
     return found
 

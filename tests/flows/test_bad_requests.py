@@ -179,7 +179,7 @@ WRONG = {
     ),
     "a budget of what is no number": (
         sold("size = 20\nbudget = { column = 'shop', most = 99 }"),
-        "; give a number, 0 or more",
+        "is 'inn'; give a number, 0 or more",
     ),
     "rows that must and must not be chosen": (
         sold("size = 20\ninclude = 'mill'\nexclude = ['inn', 'both']"),

@@ -43,6 +43,16 @@ def test_a_loss_should_fall() -> None:
     assert (curve.lost[:, 1] <= curve.lost[:, 2]).all()
 
 
+def test_a_curve_tells_whether_any_size_beats_all_rows() -> None:
+    _, family = linear(4)
+    assert size_curve([family], range(40, 101, 5)).beats_all
+    assert not size_curve([family], range(5, 20, 5)).beats_all
+    effects, family = linear(5, harmful=0)
+    assert not size_curve([family], range(50, 101, 5)).beats_all
+    falling = Family(family.surrogate, best_rows(-effects))
+    assert size_curve([falling], range(50, 100, 5), rising=False).beats_all
+
+
 def test_families_are_averaged() -> None:
     first, second = linear(2)[1], linear(3, harmful=20)[1]
     sizes = range(20, 101, 10)

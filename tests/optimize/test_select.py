@@ -113,6 +113,16 @@ def test_a_size_that_was_sought_too_is_given_no_price() -> None:
     assert sought.choice.tolist() == [False, True, True, True, False]
     assert sought.prices == {}
     assert "worth" not in sought.sentence
+    assert sought.sentence.startswith("No other choice of 3 rows has a higher")
+
+
+def test_a_row_more_that_would_harm_is_said_to_cost() -> None:
+    duplicates = np.arange(5)
+    harmful = select([-1.0, 3.0, -2.0, 2.0, -4.0], size=3, duplicates=duplicates)
+    assert harmful.prices["size"] < 0
+    assert f"One more row would cost at least {-harmful.prices['size']:.3g}." in harmful.sentence
+    useful = select([1.0, 3.0, 2.0, 2.0, 2.0], size=3, duplicates=duplicates)
+    assert "One more row would add up to 2." in useful.sentence
 
 
 def test_the_same_problem_gives_the_same_choice_every_time() -> None:
