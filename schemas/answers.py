@@ -34,13 +34,17 @@ class SolutionFrame(dy.Schema):
 
 
 class SolutionRowFrame(dy.Schema):
-    """One row: one example of the pool, chosen or not; `position` 1 is the most useful."""
+    """One row: one example of the pool, chosen or not; `position` 1 is the most useful.
+
+    `copy_of` is the chosen row that a dropped one is a copy of, null where it is none.
+    """
 
     solution_id = dy.String(primary_key=True, min_length=1)
     example_id = dy.Int32(primary_key=True, min=0)
     chosen = dy.Bool()
     utility = dy.Float64()
     position = dy.Int32(nullable=True, min=1)
+    copy_of = dy.Int32(nullable=True, min=0)
 
 
 class SolutionPriceFrame(dy.Schema):
@@ -72,7 +76,7 @@ class VerdictFrame(dy.Schema):
 
     `accuracy` is null where there are no classes and for a diagnosis, `advantage` (of the choice
     over this arm, in accuracy or else in the output) for the choice itself, predictions for arms
-    that were not predicted.
+    that were not predicted, log-probabilities for a regression and where nothing was selected.
     """
 
     verdict_id = dy.String(primary_key=True, min_length=1)
@@ -99,6 +103,12 @@ class VerdictFrame(dy.Schema):
     advantage_low = dy.Float64(nullable=True)
     advantage_high = dy.Float64(nullable=True)
     sentence = dy.String()
+    logprob = dy.Float64(nullable=True)
+    logprob_low = dy.Float64(nullable=True)
+    logprob_high = dy.Float64(nullable=True)
+    logprob_advantage = dy.Float64(nullable=True)
+    logprob_advantage_low = dy.Float64(nullable=True)
+    logprob_advantage_high = dy.Float64(nullable=True)
 
 
 class UnlearningFrame(dy.Schema):

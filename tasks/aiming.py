@@ -134,6 +134,7 @@ def curve_facts(output: str, curve: "SizeCurve") -> dict[str, Any]:
         "output": output,
         "best": curve.best_size,
         "enough": curve.enough,
+        "beats_all": curve.beats_all,
         "sizes": curve.sizes.tolist(),
         "predicted": curve.output.tolist(),
         "change": curve.change.tolist(),

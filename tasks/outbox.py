@@ -29,9 +29,12 @@ from tasks.reporting.bakeoff import Contender, bake_off
 from tasks.reporting.curve_figures import size_curve
 from tasks.reporting.forgetting import from_facts
 from tasks.reporting.gallery import gallery
+from tasks.reporting.gathering import arm_of
+from tasks.reporting.judgement import LIKELIHOODS, arms_title
 from tasks.reporting.poisoning_figures import damage_by_budget
 from tasks.reporting.tracking import log_run
 from tasks.requests import CERTIFICATE_FILE
+from tasks.run_tables import arm_rows
 from tasks.score import PER_QUERY_FILE
 from tasks.versions import VERSIONS
 
@@ -145,11 +148,19 @@ def _contender(plan: Blueprint, attribution: "AttributionSpec") -> Contender:
 
 
 def _answer(plan: Blueprint, problem: "SelectSpec") -> "dict[str, Figure]":
-    arms, output = _arms(plan, problem)
+    arms, output = _arms(plan, problem, "accuracy", "value")
+    logprobs, _ = _arms(plan, problem, "logprob")
+    verdict = plan.sealed(VERDICT, plan.problems.verdict_key(problem))
+    said = arms_title([arm_of(row) for row in arm_rows(verdict)])
     predicted, observed, groups, points = _against_observed(plan, problem, arms, output)
     measure = "accuracy" if plan.dataset.classes else output
     drawn = {
-        "arms": figures.arms(arms, measure=measure),
+        "arms": figures.arms(
+            arms,
+            title=said,
+            measure=measure,
+            logprobs=None if output in LIKELIHOODS else logprobs,
+        ),
         "predicted": figures.predicted_against_observed(
             predicted, observed, output=output, groups=groups, arms=points
         ),
@@ -164,18 +175,27 @@ def _answer(plan: Blueprint, problem: "SelectSpec") -> "dict[str, Figure]":
     drawn["gallery"] = gallery(inputs, captions, title=title)
     if measure == "accuracy":
         drawn["overview"] = figures.hero(
-            inputs, captions, arms, predicted, observed, output=output, groups=groups, points=points
+            inputs,
+            captions,
+            arms,
+            predicted,
+            observed,
+            output=output,
+            groups=groups,
+            points=points,
+            arms_title=said,
         )
     return drawn
 
 
-def _arms(plan: Blueprint, problem: "SelectSpec") -> tuple[dict[str, figures.Interval], str]:
+def _arms(
+    plan: Blueprint, problem: "SelectSpec", *measures: str
+) -> tuple[dict[str, figures.Interval], str]:
+    """The first of some measures that each arm has, for those that have one; and the output."""
     facts = plan.sealed("verdict", plan.problems.verdict_key(problem)).facts
     records: Any = facts["arms"]
-    return (
-        {arm["arm"]: tuple(arm["accuracy"] or arm["value"]) for arm in records},
-        str(facts["output"]),
-    )
+    found = {arm["arm"]: next(filter(None, map(arm.get, measures)), None) for arm in records}
+    return {arm: tuple(each) for arm, each in found.items() if each}, str(facts["output"])
 
 
 def _against_observed(

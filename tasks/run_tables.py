@@ -5,6 +5,7 @@ Scores are not among them; `tasks.commit` takes those from their files.
 
 from datetime import UTC, datetime
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ from tasks.bank_extension import load_rows
 from tasks.bank_plan import CALIBRATE, EVALUATE
 from tasks.blueprint import Blueprint
 from tasks.problems.poison_tables import poisoning_tables
-from tasks.problems.shape import CHOICE_FILE, UTILITY_FILE
+from tasks.problems.shape import CHOICE_FILE, COPIES_FILE, UTILITY_FILE
 from tasks.problems.trace_tables import tracing_tables
 from tasks.problems.unlearn_rows import unlearning_rows
 from tasks.reporting.gathering import arm_of
@@ -40,6 +41,11 @@ from tasks.value import ERRORS_FILE, VALUES_FILE
 
 _SCORE_FACTS = ("fingerprint", "damping", "damping_from", "device", "seconds")
 _PREDICTION = ("predicted_change", "predicted_low", "predicted_high")
+# What an arm's record holds as mean, low and high.
+_INTERVALS = (
+    "accuracy", "value", "predicted_change", "observed_change", "advantage", "logprob",
+    "logprob_advantage",
+)  # fmt: skip
 
 Rows = dict[str, list[dict[str, Any]]]
 
@@ -202,9 +208,10 @@ def _add_problem(plan: Blueprint, problem: ChoiceSpec, rows: Rows) -> None:
         np.load(folder / CHOICE_FILE).tolist(),
         utility.tolist(),
         position.tolist(),
+        _copies(plan, folder),
         strict=True,
     )
-    names = ("example_id", "chosen", "utility", "position")
+    names = ("example_id", "chosen", "utility", "position", "copy_of")
     rows["solution_rows"] += [own | dict(zip(names, values, strict=True)) for values in columns]
     rows["size_curves"] += [own | point for point in curve_points(facts.get("curve"))]
     if "origins" in facts:
@@ -214,6 +221,15 @@ def _add_problem(plan: Blueprint, problem: ChoiceSpec, rows: Rows) -> None:
         for name, price in facts.get("prices", {}).items()
     ]
     _add_verdict(plan, problem, own, rows)
+
+
+def _copies(plan: Blueprint, folder: Path) -> list[int | None]:
+    """The chosen example that each training row is a copy of, where a solution says."""
+    path = folder / COPIES_FILE
+    if not path.exists():
+        return [None] * plan.n_train
+    ids = plan.dataset.train.example_ids
+    return [int(ids[row]) if row >= 0 else None for row in np.load(path).tolist()]
 
 
 def _add_tracing(plan: Blueprint, problem: TraceSpec, rows: Rows) -> None:
@@ -233,22 +249,11 @@ def _add_poisoning(plan: Blueprint, problem: PoisonSpec, rows: Rows) -> None:
 
 def _add_verdict(plan: Blueprint, problem: DecisionSpec, own: dict[str, Any], rows: Rows) -> None:
     verdict = plan.sealed("verdict", plan.problems.verdict_key(problem))
-    facts: Any = verdict.facts
-    arms = [
-        own
-        | {
-            "verdict_id": f"{verdict.key[:12]}-{place}-{arm['arm']}",
-            "run_id": plan.run_id(),
-            "output": facts["output"],
-            "sentence": "",
-        }
-        | _flat(arm)
-        for place, arm in enumerate(facts["arms"])
-    ]
+    arms = arm_rows(verdict)
     if arms:  # a diagnosis without a cause has none
-        own_words = facts.get("sentence")
+        own_words = verdict.facts.get("sentence")
         arms[0]["sentence"] = own_words or verdict_sentence([arm_of(arm) for arm in arms])
-    rows["verdicts"] += arms
+    rows["verdicts"] += [own | {"run_id": plan.run_id()} | arm for arm in arms]
     if isinstance(problem, UnlearnSpec):
         ids = {arm["arm"]: own | {"verdict_id": arm["verdict_id"]} for arm in arms}
         for table, entries in unlearning_rows(plan, problem, ids).items():
@@ -299,14 +304,25 @@ def _add_valuation(plan: Blueprint, problem: ValueSpec, rows: Rows) -> None:
     rows["player_values"] += [own | dict(zip(names, values, strict=True)) for values in columns]
 
 
+def arm_rows(verdict: Manifest) -> list[dict[str, Any]]:
+    """The arms of a sealed verdict as rows of `verdicts`, but for what names run and solution."""
+    facts: Any = verdict.facts
+    return [
+        {
+            "verdict_id": f"{verdict.key[:12]}-{place}-{arm['arm']}",
+            "output": facts["output"],
+            "sentence": "",
+        }
+        | _flat(arm)
+        for place, arm in enumerate(facts["arms"])
+    ]
+
+
 def _flat(arm: dict[str, Any]) -> dict[str, Any]:
-    """[mean, low, high] entries as three columns."""
-    flat: dict[str, Any] = {}
-    for name, value in arm.items():
-        if name in ("accuracy", "value", "predicted_change", "observed_change", "advantage"):
-            stem = name.removesuffix("_change")
-            columns = (name, f"{stem}_low", f"{stem}_high")
-            flat |= dict(zip(columns, value or (None, None, None), strict=True))
-        else:
-            flat[name] = value
+    """[mean, low, high] entries as three columns, empty where the record has none."""
+    flat = {name: value for name, value in arm.items() if name not in _INTERVALS}
+    for name in _INTERVALS:
+        stem = name.removesuffix("_change")
+        columns = (name, f"{stem}_low", f"{stem}_high")
+        flat |= dict(zip(columns, arm.get(name) or (None, None, None), strict=True))
     return flat

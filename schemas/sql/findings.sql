@@ -35,7 +35,7 @@ FROM solutions AS s LEFT JOIN attributions AS a USING (attribution_id)
 WHERE s.run_id = $run ORDER BY s.problem, s.solution_id;
 
 -- name: solution_rows
-SELECT r.example_id, r.chosen, r.utility, e.target, e.true_target
+SELECT r.example_id, r.chosen, r.utility, r.copy_of, e.target, e.true_target
 FROM solution_rows AS r
 LEFT JOIN examples AS e ON e.example_id = r.example_id AND e.dataset_id = $dataset
 WHERE r.solution_id = $solution
@@ -58,7 +58,9 @@ LIMIT $n;
 -- name: verdicts
 SELECT verdict_id, solution_id, arm, n_rows, seeds, accuracy, accuracy_low, accuracy_high, output,
     value, value_low, value_high, predicted_change, predicted_low, predicted_high,
-    observed_change, observed_low, observed_high, advantage, advantage_low, advantage_high, sentence
+    observed_change, observed_low, observed_high, advantage, advantage_low, advantage_high, sentence,
+    logprob, logprob_low, logprob_high,
+    logprob_advantage, logprob_advantage_low, logprob_advantage_high
 FROM verdicts WHERE run_id = $run ORDER BY solution_id, verdict_id;
 
 -- name: unlearnings

@@ -24,12 +24,15 @@ from tasks.problems.shape import (
     ALL,
     CHOICE_FILE,
     CHOSEN,
+    COPIES_FILE,
     SOLUTION,
     UTILITY_FILE,
     VERDICT,
     arm_seeds,
     refuse_predictions,
 )
+from tasks.reporting.intervals import Interval
+from tasks.reporting.wording import signed_interval
 from tasks.surrogate import extrapolation, finite, predicted_change
 from tasks.versions import VERSIONS
 
@@ -80,7 +83,7 @@ def solve(plan: Blueprint, problem: SelectSpec, key: str) -> Manifest:
             by, curve = _size_curve(plan, problem, found, made, bounds, smallest=known)
             # Its price is of this attribution's output alone; the curve has spoken on the size.
             bounds |= {"size": curve.best_size, "size_priced": False}
-            told = f" {_size_sentence(by, curve)}"
+            told = f" {size_sentence(by, curve, plan.n_train)}"
     solution = select(**stated, **bounds)
     made = made and made.without(solution.choice[None])
     judge = predictor(plan, problem, plan.spec.verdict.judge_on, made)
@@ -89,6 +92,8 @@ def solve(plan: Blueprint, problem: SelectSpec, key: str) -> Manifest:
     with plan.artifacts.seal(SOLUTION, key, version=VERSIONS[SOLUTION], inputs=inputs) as draft:
         np.save(draft.path / CHOICE_FILE, solution.choice)
         np.save(draft.path / UTILITY_FILE, utility_at(stated, solution.choice))
+        if bounds["duplicates"] is not None:
+            np.save(draft.path / COPIES_FILE, copies_of(solution.choice, bounds["duplicates"]))
         if made:
             np.save(draft.path / MASKS_FILE, made.masks)
             np.save(draft.path / SEEDS_FILE, made.seeds)
@@ -131,12 +136,34 @@ def _size_curve(
     return curve_of(plan, problem, found, made, choose=choose, sizes=sizes)
 
 
-def _size_sentence(output: str, curve: "SizeCurve") -> str:
-    """What the size curve says."""
+def size_sentence(output: str, curve: "SizeCurve", n_train: int) -> str:
+    """What the size curve says, and first of all whether any size is worth dropping rows for."""
     told = f"{curve.best_size} rows have the best predicted {output}"
     if curve.enough < curve.best_size:
         told += f"; from {curve.enough} on what is lost may be nothing"
-    return f"{told}."
+    if curve.best_size == n_train:
+        return f"{told}; no smaller number is predicted to beat them."
+    mean, low, high = curve.change[curve.best].tolist()
+    change = f"{signed_interval(Interval(mean=mean, low=low, high=high))} (90 % interval)"
+    if curve.beats_all:
+        return f"{told}; against all {n_train} rows it changes by {change}."
+    sure = "predicted" if (mean <= 0) == curve.rising else "sure"
+    return (
+        f"{told}, but no size is {sure} to beat all {n_train} rows: at {curve.best_size} it "
+        f"changes by {change}."
+    )
+
+
+def copies_of(choice: BoolArray, groups: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The chosen row of each dropped row's group of copies, -1 where there is none: [n_train].
+
+    Args:
+        choice: Bool [n_train], one row of a group at most.
+        groups: [n_train].
+    """
+    of_group = np.full(int(groups.max()) + 1, -1)
+    of_group[groups[choice]] = np.flatnonzero(choice)
+    return np.where(choice, -1, of_group[groups])
 
 
 def judge(plan: Blueprint, problem: SelectSpec, key: str) -> Manifest:
@@ -181,6 +208,7 @@ def compare(
     # A better model has more of what is compared: accuracy, or less error.
     better = quality if quality is not None else (-1 if output in FALLING else 1) * values.ravel()
     better = better.reshape(-1, repeats)
+    likely = _likelihood(plan, logits)
     place = {arm: row for row, arm in enumerate(masks)}
     records = []
     for arm, row in place.items():
@@ -202,9 +230,24 @@ def compare(
                 "advantage": None
                 if arm == CHOSEN
                 else list(welch_interval(better[place[CHOSEN]], better[row])),
+                "logprob": None if likely is None else list(mean_interval(likely[row])),
+                "logprob_advantage": None
+                if likely is None or arm == CHOSEN
+                else list(welch_interval(likely[place[CHOSEN]], likely[row])),
             }
         )
     return records
+
+
+def _likelihood(plan: Blueprint, logits: NDArray[np.float32]) -> NDArray[np.float64] | None:
+    """Mean log-probability of the judging rows' labels, [arms, seeds]; None for a regression.
+
+    Accuracy and margins can rise while it falls, for neither minds how sure a wrong answer is.
+    """
+    if plan.dataset.facts.task == "regression":
+        return None
+    values = outputs_of(plan, logits, plan.sets.ids(plan.spec.verdict.judge_on), "logprob")
+    return values.mean(axis=1, dtype=np.float64).reshape(-1, plan.spec.verdict.seeds)
 
 
 def bounds_of(plan: Blueprint, problem: SelectSpec) -> dict[str, Any]:

@@ -12,6 +12,8 @@ from tasks.sets import IntArray
 SOLUTION, VERDICT = "solution", "verdict"
 # Bool [n_train], the rows to train on; float64 [n_train], what having each row adds.
 CHOICE_FILE, UTILITY_FILE = "choice.npy", "utility.npy"
+# Int [n_train], the chosen row that each dropped one is a copy of, or -1; where copies count.
+COPIES_FILE = "copies.npy"
 # The arms of every verdict: the answer, and all rows, against which changes are measured.
 CHOSEN, ALL = "chosen", "all"
 # The arm of models that were retrained without what had to be forgotten.

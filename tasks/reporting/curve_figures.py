@@ -27,5 +27,7 @@ def size_curve(facts: Mapping[str, Any]) -> Figure:
     said = f"Predicted best: {facts['best']} of {sizes[-1]} rows"
     if facts["enough"] < facts["best"]:
         said += f"; {facts['enough']} may do as well"
+    if not facts["beats_all"]:
+        said += "\nNo size is sure to beat all rows"
     headline(axes, said, size=10)
     return figure

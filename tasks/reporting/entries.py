@@ -152,7 +152,8 @@ def _arm_entry(answer: Answer, arm: Arm, shared: Mapping[str, str]) -> Entry:
     metrics = _interval("accuracy", arm.accuracy) + _interval("value", arm.value)
     metrics += _interval("change.predicted", arm.predicted)
     metrics += _interval("change.observed", arm.observed)
-    metrics += _interval("advantage", arm.advantage)
+    metrics += _interval("advantage", arm.advantage) + _interval("logprob", arm.logprob)
+    metrics += _interval("logprob_advantage", arm.logprob_advantage)
     if answer.unlearning is not None:
         metrics += _closeness_metrics(answer.unlearning, arm.name)
     params = {
@@ -302,11 +303,12 @@ def _answer_metrics(answer: Answer) -> Metrics:
         ]
     for arm in answer.arms:
         if arm.name == "chosen":
-            metrics += _interval("accuracy", arm.accuracy)
+            metrics += _interval("accuracy", arm.accuracy) + _interval("logprob", arm.logprob)
             metrics += _interval("change.predicted", arm.predicted)
             metrics += _interval("change.observed", arm.observed)
         elif arm.name == "all":
             metrics += _interval("advantage", arm.advantage)
+            metrics += _interval("logprob_advantage", arm.logprob_advantage)
     return metrics
 
 

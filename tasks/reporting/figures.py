@@ -27,7 +27,7 @@ from tasks.reporting.canvas import (
     plain,
     png,
 )
-from tasks.reporting.findings import ARM_ORDER, ORACLES
+from tasks.reporting.findings import ARM_ORDER
 from tasks.reporting.gallery import gallery_panel
 
 __all__ = [
@@ -100,16 +100,32 @@ def predicted_against_observed(
     return figure
 
 
-def arms(results: Mapping[str, Interval], *, measure: str = "accuracy") -> Figure:
+def arms(
+    results: Mapping[str, Interval],
+    *,
+    title: str,
+    measure: str = "accuracy",
+    logprobs: Mapping[str, Interval] | None = None,
+) -> Figure:
     """Draw the mean of each arm with its 95 % interval.
 
     Args:
         results: (mean, low, high) for each arm; 'chosen' is what the problem's solution keeps.
+        title: What retraining said (`tasks.reporting.judgement.arms_title`).
         measure: The name of the axis; 'accuracy' is drawn in percent.
+        logprobs: Mean log-probability of the same arms, drawn beside it.
     """
-    figure, axes = blank(6.0, 0.9 + 0.5 * max(len(results), 1))
-    _arms(axes, results, measure)
-    headline(axes, _arms_title(results, measure))
+    height = 0.9 + 0.5 * max(len(results), 1)
+    if not logprobs:
+        figure, axes = blank(6.0, height)
+        _arms(axes, results, measure)
+    else:
+        figure = Figure(figsize=(9.5, height), layout="constrained")
+        axes, beside = (dressed(each) for each in figure.subplots(1, 2, width_ratios=(3, 2)))
+        _arms(axes, results, measure)
+        _arms(beside, logprobs, "mean logprob")
+        beside.set_yticks([])
+    headline(axes, title)
     return figure
 
 
@@ -124,6 +140,7 @@ def hero(
     output: str = "margin",
     groups: Sequence[str] | None = None,
     points: Mapping[str, tuple[float, float]] | None = None,
+    arms_title: str = "",
     gallery_title: str = "The rows it would drop",
 ) -> Figure:
     """Draw the whole answer in one wide picture: the rows, the arms, predicted against observed.
@@ -138,6 +155,7 @@ def hero(
         output: What was measured.
         groups: [m] as in `predicted_against_observed`.
         points: The arms of `predicted_against_observed`.
+        arms_title: As the title of `arms`.
         gallery_title: What the rows on the left are.
     """
     figure = Figure(figsize=(13.0, 3.7), layout="constrained")
@@ -147,7 +165,7 @@ def hero(
     gallery_panel(left, inputs, captions, image_shape=image_shape, title=gallery_title)
     axes = dressed(middle.add_subplot())
     _arms(axes, results, "accuracy")
-    headline(axes, _arms_title(results, "accuracy"), size=10)
+    headline(axes, arms_title, size=10)
     axes = dressed(right.add_subplot())
     _scatter(axes, predicted, observed, groups=groups, arms=points or {})
     axes.set_xlabel(f"predicted mean {output}")
@@ -186,19 +204,6 @@ def _arms(axes: Axes, results: Mapping[str, Interval], measure: str) -> None:
     axes.set_axisbelow(True)
     label = "holdout accuracy, %" if measure == "accuracy" else measure
     axes.set_xlabel(f"{label} (mean and 95 % interval)")
-
-
-def _arms_title(results: Mapping[str, Interval], measure: str) -> str:
-    if "chosen" not in results or len(results) < 2:
-        return f"{measure.capitalize()} of each arm"
-    floor = bounded(results["chosen"])[1]
-    controls = [arm for arm in results if arm not in ("chosen", *ORACLES)]
-    beaten = [arm for arm in controls if floor > bounded(results[arm])[2]]
-    if len(beaten) == len(controls):
-        return "The chosen rows train a better model\nthan every control"
-    if beaten:
-        return f"The chosen rows beat {' and '.join(beaten)}"
-    return "The chosen rows are not clearly better"
 
 
 def _scatter(

@@ -31,6 +31,7 @@ class Row:
     label: str | None
     true_label: str | None
     utility: float
+    copy_of: int | None = None
 
     @property
     def is_flipped(self) -> bool | None:
@@ -60,8 +61,21 @@ class Detection:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Reasons:
+    """Dropped rows, counted by why: predicted to harm; else copies of chosen rows; else no room."""
+
+    harmful: int
+    copies: int
+    no_room: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Arm:
-    """One arm of a verdict: a set of rows, retrained several times. Changes are against 'all'."""
+    """One arm of a verdict: a set of rows, retrained several times. Changes are against 'all'.
+
+    Advantages are those of the arm 'chosen' over this one. Log-probabilities are unknown for a
+    regression, and of problems that select nothing.
+    """
 
     verdict_id: str
     name: str
@@ -74,6 +88,8 @@ class Arm:
     observed: Interval | None
     advantage: Interval | None
     sentence: str
+    logprob: Interval | None = None
+    logprob_advantage: Interval | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +114,7 @@ class Answer:
     arms: tuple[Arm, ...]
     unlearning: Unlearning | None = None
     prices: Mapping[str, float] = field(default_factory=dict)
+    reasons: Reasons | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,16 @@ import polars as pl
 from schemas.errors import NotFound
 from store.connect import frame, open_published
 from store.statements import named_statements
-from tasks.reporting.findings import Answer, Arm, Detection, Fidelity, Findings, Method, Row
+from tasks.reporting.findings import (
+    Answer,
+    Arm,
+    Detection,
+    Fidelity,
+    Findings,
+    Method,
+    Reasons,
+    Row,
+)
 from tasks.reporting.forgetting import Unlearning, unlearning_of
 from tasks.reporting.intervals import Interval
 from tasks.reporting.poisoning import poisonings_of
@@ -181,6 +190,7 @@ def _answers(source: Source, run_id: str, dataset: str) -> tuple[Answer, ...]:
         wrong = (
             rows["true_target"].is_not_null() & (rows["true_target"] != rows["target"])
         ).fill_null(value=False)
+        dropped = rows.filter(~pl.Series(chosen, dtype=pl.Boolean))
         utility = rows["utility"].cast(pl.Float64).fill_null(float("nan")).to_numpy()
         answers.append(
             Answer(
@@ -196,8 +206,8 @@ def _answers(source: Source, run_id: str, dataset: str) -> tuple[Answer, ...]:
                 predicted=_interval(row, "predicted_change", "predicted_low", "predicted_high"),
                 targets=row["targets"] or "",
                 sentence=row["sentence"] or "",
-                dropped=int((~chosen).sum()),
-                worst=_worst(rows.filter(~pl.Series(chosen, dtype=pl.Boolean))),
+                dropped=dropped.height,
+                worst=_worst(dropped),
                 detection=detection(-utility, wrong.to_numpy().astype(bool), ~chosen),
                 arms=tuple(arms.get(key, ())),
                 unlearning=forgotten.get(key),
@@ -205,6 +215,7 @@ def _answers(source: Source, run_id: str, dataset: str) -> tuple[Answer, ...]:
                     each["constraint_name"]: each["price"]
                     for each in _rows(source, "solution_prices", solution=key)
                 },
+                reasons=_reasons(dropped) if row["kind"] == "select" else None,
             )
         )
     return tuple(answers)
@@ -235,7 +246,18 @@ def arm_of(row: dict[str, Any]) -> Arm:
         observed=_interval(row, "observed_change", "observed_low", "observed_high"),
         advantage=_interval(row, "advantage", "advantage_low", "advantage_high"),
         sentence=row["sentence"] or "",
+        logprob=_interval(row, "logprob", "logprob_low", "logprob_high"),
+        logprob_advantage=_interval(
+            row, "logprob_advantage", "logprob_advantage_low", "logprob_advantage_high"
+        ),
     )
+
+
+def _reasons(dropped: pl.DataFrame) -> Reasons:
+    harmful = dropped["utility"] < 0
+    copies = ~harmful & dropped["copy_of"].is_not_null()
+    counts = int(harmful.sum()), int(copies.sum())
+    return Reasons(harmful=counts[0], copies=counts[1], no_room=dropped.height - sum(counts))
 
 
 def _worst(rows: pl.DataFrame) -> tuple[Row, ...]:
@@ -246,6 +268,7 @@ def _worst(rows: pl.DataFrame) -> tuple[Row, ...]:
             label=row["target"],
             true_label=row["true_target"],
             utility=math.nan if row["utility"] is None else float(row["utility"]),
+            copy_of=row.get("copy_of"),
         )
         for row in rows.head(WORST_KEPT).iter_rows(named=True)
     )

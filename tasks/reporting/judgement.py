@@ -5,8 +5,12 @@ from collections.abc import Sequence
 
 from tasks.reporting.findings import ORACLES, Answer, Arm
 from tasks.reporting.forgetting import is_forgotten
+from tasks.reporting.intervals import Interval
 from tasks.reporting.tracing import RANDOM, TracedArm
-from tasks.reporting.wording import advantage, signed_interval
+from tasks.reporting.wording import advantage, plain_interval, signed_interval
+
+# Outputs that are the log-probability of the labels, or its negative.
+LIKELIHOODS = ("logprob", "loss")
 
 
 def confirmed(answer: Answer) -> bool | None:
@@ -37,11 +41,65 @@ def is_confirmed(arms: Sequence[Arm]) -> bool | None:
 
 
 def verdict_sentence(arms: Sequence[Arm]) -> str:
-    """Say in one or two sentences whether retraining bore the answer out; empty without arms."""
+    """Say in a few sentences whether retraining bore the answer out; empty without arms."""
     chosen = next((arm for arm in arms if arm.name == "chosen"), None)
     if chosen is None:
         return ""
-    return _against_controls(arms) + _against_oracles(arms) + _against_prediction(chosen)
+    return (
+        _against_controls(arms)
+        + _likelihood(arms, chosen)
+        + _against_oracles(arms)
+        + _against_prediction(chosen)
+    )
+
+
+def arms_title(arms: Sequence[Arm]) -> str:
+    """What `verdict_sentence` says, as the title of a picture."""
+    said = is_confirmed(arms)
+    if said is None or not any(arm.name == "chosen" for arm in arms):
+        return "What each arm comes to"
+    if said and is_less_likely(arms):
+        return "The chosen rows beat every control,\nbut trail all rows in log-probability"
+    if said:
+        return "The chosen rows train a better model\nthan every control"
+    beaten = [each.name for each in _controls(arms) if each.advantage and each.advantage.low > 0]
+    if beaten:
+        return f"The chosen rows beat {' and '.join(beaten)},\nbut not every control"
+    return "The chosen rows are not clearly better"
+
+
+def is_less_likely(arms: Sequence[Arm]) -> bool:
+    """Whether models of the chosen rows surely find labels less likely than those of all rows.
+
+    Accuracy and margins cannot tell: they rise where models become surer, also where that is of a
+    wrong answer. Where log-probability itself is what is compared nothing needs to be added.
+    """
+    every = _every_row(arms)
+    if every is None or (every.accuracy is None and every.output in LIKELIHOODS):
+        return False
+    ahead = every.logprob_advantage
+    return ahead is not None and ahead.is_known and ahead.high < 0
+
+
+def _every_row(arms: Sequence[Arm]) -> Arm | None:
+    return next((arm for arm in arms if arm.name == "all"), None)
+
+
+def _likelihood(arms: Sequence[Arm], chosen: Arm) -> str:
+    """The sentence that accuracy and margins need where log-probability contradicts them."""
+    every = _every_row(arms)
+    if every is None or every.logprob_advantage is None or not is_less_likely(arms):
+        return ""
+    ahead = every.logprob_advantage
+    lower = plain_interval(Interval(mean=-ahead.mean, low=-ahead.high, high=-ahead.low))
+    whose = " But their mean log-probability"
+    if not is_confirmed(arms):
+        whose = " The mean log-probability of models trained on them"
+    said = f"{whose} is lower than with all rows by {lower}"
+    # A mean margin that rises while log-probability falls leaves no other explanation.
+    if chosen.output == "margin" and chosen.observed is not None and chosen.observed.low > 0:
+        said += ": they are surer, also where they are wrong"
+    return f"{said}."
 
 
 def _controls(arms: Sequence[Arm]) -> list[Arm]:

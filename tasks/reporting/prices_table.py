@@ -4,7 +4,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from schemas.methods import FALLING
-from tasks.reporting.findings import Answer
+from tasks.reporting.findings import Answer, Reasons
 from tasks.reporting.wording import cell, texts
 
 # The dearest constraints are shown; SQL has them all.
@@ -24,6 +24,17 @@ def priced(answer: Answer) -> str:
         "one looser. Of rows that must be chosen or left out, and of duplicates, it is the gain if "
         "all of them were free."
     )
+
+
+def dropped_for(reasons: Reasons) -> str:
+    """What the list of dropped rows is of, where more than a size may have dropped them."""
+    counts = (
+        (reasons.harmful, "predicted to harm"),
+        (reasons.copies, "copies of chosen rows"),
+        (reasons.no_room, "without room in the size and the constraints"),
+    )
+    said = ", ".join(f"{count:,} {what}" for count, what in counts if count)
+    return f"Dropped are {said}. Those of the lowest effects, whatever dropped them:"
 
 
 def prices_table(answer: Answer) -> Table:

@@ -8,7 +8,7 @@ the published tables. Text that came from data or from a spec is never read as m
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,8 @@ from rich.table import Table
 from rich.text import Text
 
 from schemas.methods import FALLING
-from tasks.reporting.findings import ARM_ORDER, Answer, Arm, Findings, Method, Row
+from tasks.reporting.arms_table import arms_table, changes_table, explained_arms, has_changes
+from tasks.reporting.findings import Answer, Findings, Method, Row
 from tasks.reporting.forgetting import Unlearning
 from tasks.reporting.forgetting_table import (
     asked,
@@ -34,7 +35,7 @@ from tasks.reporting.gathering import gather, open_source
 from tasks.reporting.judgement import confirmed, judgement, verdict_sentence
 from tasks.reporting.next_steps import next_steps
 from tasks.reporting.poisoning_table import poisoning_parts, poisoning_title
-from tasks.reporting.prices_table import has_prices, priced, prices_table
+from tasks.reporting.prices_table import dropped_for, has_prices, priced, prices_table
 from tasks.reporting.tracing_table import (
     query_table,
     tracing_sentences,
@@ -42,15 +43,12 @@ from tasks.reporting.tracing_table import (
     tracing_title,
 )
 from tasks.reporting.wording import (
-    advantage,
     cell,
     duration,
     number,
-    percent,
     plain_interval,
     printable,
     signed,
-    signed_interval,
     texts,
 )
 from tasks.reporting.worth_table import section_title, sentences, worth_table
@@ -177,13 +175,23 @@ def _choice(answer: Answer) -> list[RenderableType]:
             f"{found.flipped / max(found.pool, 1):.0%})"
             + (f"; AUROC of the ranking {found.auroc:.3f}." if found.auroc is not None else ".")
         )
+    bound = has_prices(answer)
+    if bound and answer.reasons is not None and answer.worst:
+        lines.append(dropped_for(answer.reasons))
     parts = _section("Which rows it would drop", lines)
     if answer.worst:
         # Utility is better when higher; the effect on a loss is the other way round.
         sign = -1.0 if answer.output in FALLING else 1.0
         effects = [replace(row, utility=sign * row.utility) for row in answer.worst]
-        parts.append(_row_table(effects, f"effect on mean {answer.output}"))
+        why = [_dropped_as(row) for row in answer.worst] if bound else ()
+        parts.append(_row_table(effects, f"effect on mean {answer.output}", why))
     return parts
+
+
+def _dropped_as(row: Row) -> str:
+    reasons = ["harmful"] if row.utility < 0 else []
+    reasons += [] if row.copy_of is None else [f"copy of {row.copy_of}"]
+    return ", ".join(reasons) or "no room"
 
 
 def _forgotten(answer: Answer, unlearning: Unlearning, root: Path) -> list[RenderableType]:
@@ -206,7 +214,7 @@ def _suspects(method: Method) -> list[RenderableType]:
     ]
 
 
-def _row_table(rows: Iterable[Row], effect: str) -> RenderableType:
+def _row_table(rows: Iterable[Row], effect: str, why: Sequence[str] = ()) -> RenderableType:
     rows = list(rows)[:ROWS_SHOWN]
     with_truth = any(row.is_flipped for row in rows)
     table = _table()
@@ -215,57 +223,33 @@ def _row_table(rows: Iterable[Row], effect: str) -> RenderableType:
     if with_truth:
         table.add_column("true label")
     table.add_column(escape(printable(effect)), justify="right")
-    for row in rows:
+    if why:
+        table.add_column("dropped as")
+    for place, row in enumerate(rows):
         cells = [str(row.example_id), cell(row.label)]
         if with_truth:
             cells.append(cell(row.true_label) + ("  wrong" if row.is_flipped else ""))
-        table.add_row(*texts(*cells, signed(row.utility)))
+        table.add_row(*texts(*cells, signed(row.utility), *why[place : place + 1]))
     return _indented(table)
 
 
 def _arms(answer: Answer) -> list[RenderableType]:
-    arms = _ordered(answer.arms)
-    with_accuracy = any(arm.accuracy for arm in arms)
-    table = _table()
-    table.add_column("arm")
-    table.add_column("rows", justify="right")
-    if with_accuracy:
-        table.add_column("accuracy, %", justify="right")
-    table.add_column(escape(printable(f"mean {arms[0].output}")), justify="right")
-    # Without accuracy it is the gain in the output: of a loss, how much lower the choice's is.
-    table.add_column(
-        "chosen − arm, pts" if with_accuracy else "chosen is better by", justify="right"
-    )
-    for arm in arms:
-        cells = [cell(arm.name), f"{arm.n_rows:,}"]
-        if with_accuracy:
-            cells.append(percent(arm.accuracy))
-        ahead = "" if arm.name == "chosen" else advantage(arm, unit="")
-        cells += [plain_interval(arm.value), ahead]
-        table.add_row(*texts(*cells), style=_style(arm))
-    seeds = sorted({arm.seeds for arm in arms})
-    counted = " to ".join(str(n) for n in dict.fromkeys((seeds[0], seeds[-1])))
-    line = f"Each arm was trained {counted} times; mean [95 % interval] on rows kept for judging."
-    return [*_section("What retraining says", [line]), _indented(table)]
+    return [
+        *_section("What retraining says", explained_arms(answer)),
+        _indented(arms_table(answer)),
+    ]
 
 
 def _changes(answer: Answer) -> list[RenderableType]:
-    arms = [arm for arm in _ordered(answer.arms) if arm.predicted and arm.observed]
-    arms = [arm for arm in arms if arm.name != "all"]
-    if not arms:
-        return _section("Verdict", [verdict_sentence(answer.arms)])
-    table = _table()
-    table.add_column("arm")
-    table.add_column("predicted", justify="right")
-    table.add_column("observed", justify="right")
-    for arm in arms:
-        cells = (cell(arm.name), signed_interval(arm.predicted), signed_interval(arm.observed))
-        table.add_row(*texts(*cells), style=_style(arm))
-    heading = f"Predicted and observed change of mean {arms[0].output}, against training on all"
+    said = verdict_sentence(answer.arms)
+    if not has_changes(answer):
+        return _section("Verdict", [said])
+    output = answer.arms[0].output
+    heading = f"Predicted and observed change of mean {output}, against training on all"
     return [
         *_section(heading, []),
-        _indented(table),
-        _indented(Text(printable(verdict_sentence(answer.arms)))),
+        _indented(changes_table(answer)),
+        _indented(Text(printable(said))),
     ]
 
 
@@ -320,15 +304,6 @@ def _indented(what: RenderableType) -> RenderableType:
 
 def _table() -> Table:
     return Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="")
-
-
-def _ordered(arms: Iterable[Arm]) -> list[Arm]:
-    rank = {name: index for index, name in enumerate(ARM_ORDER)}
-    return sorted(arms, key=lambda arm: (rank.get(arm.name, len(rank)), arm.name))
-
-
-def _style(arm: Arm) -> str:
-    return "bold" if arm.name == "chosen" else ""
 
 
 def _finite(value: Any) -> Any:

@@ -6,13 +6,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from optimize.curve import SizeCurve
 from schemas.errors import SpecError
 from schemas.spec import load_spec
 from store.connect import run_sql
-from tasks.aiming import made_for, predictor
+from tasks.aiming import curve_facts, made_for, predictor
 from tasks.bank import open_bank
 from tasks.blueprint import Blueprint
 from tasks.job import blueprint
+from tasks.problems.select import size_sentence
 from tasks.reporting.curve_figures import size_curve
 from tests.tasks.pipeline import TINY, run_stages
 
@@ -51,6 +53,34 @@ def test_the_best_size_is_the_top_of_a_curve_that_reaches_all_rows(best: Bluepri
     assert place == int(np.argmax(curve["predicted"]))
     assert curve["lost"][place] == [0, 0, 0]
     assert f"{curve['best']} rows have the best predicted logprob" in facts["sentence"]
+    assert f"No other choice of {curve['best']:,} rows has" in facts["sentence"]
+
+
+@pytest.mark.parametrize(
+    ("change", "rising", "said"),
+    [
+        ((0.3, 0.1, 0.5), True, "; against all 90 rows it changes by +0.30 [+0.10, +0.50]"),
+        ((-0.1, -0.3, 0.1), True, ", but no size is predicted to beat all 90 rows: at 60 it chan"),
+        ((0.1, -0.1, 0.3), True, ", but no size is sure to beat all 90 rows: at 60 it changes by"),
+        ((-0.3, -0.5, -0.1), False, "; against all 90 rows it changes by -0.30 [-0.50, -0.10]"),
+        ((0.1, -0.1, 0.3), False, ", but no size is predicted to beat all 90 rows: at 60 it chan"),
+    ],
+)
+def test_a_size_is_said_to_beat_all_rows_only_where_it_is_predicted_to(
+    change: tuple[float, ...], rising: bool, said: str
+) -> None:
+    curve = SizeCurve(
+        sizes=np.array([60]),
+        output=np.zeros(1),
+        change=np.array([change]),
+        lost=np.zeros((1, 3)),
+        best=0,
+        rising=rising,
+    )
+    assert f"60 rows have the best predicted logprob{said}" in size_sentence("logprob", curve, 90)
+    assert "beat them" in size_sentence("logprob", curve, 60)
+    title = size_curve(curve_facts("logprob", curve)).axes[0].get_title(loc="left")
+    assert ("No size is sure to beat all rows" in title) == ("but no size" in said)
 
 
 def test_a_size_that_was_sought_has_no_price(best: Blueprint) -> None:

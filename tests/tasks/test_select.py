@@ -1,13 +1,16 @@
 """Selections of a spec: constraints by name, several targets, caution, and the verdict's arms."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from scipy.optimize import linprog
+from scipy.stats import ttest_1samp, ttest_ind
 
 from schemas.errors import InfeasibleProblem, ShapeError
 from store.connect import run_sql
+from tasks.bank import logits_of
 from tasks.blueprint import Blueprint
 from tasks.constraints import duplicates_of
 from tasks.job import blueprint
@@ -338,6 +341,55 @@ def test_a_conflict_is_named_before_anything_is_trained(tmp_path: Path) -> None:
         preflight(open_job(spec, tmp_path / "work"))
     made = {each.name for each in (tmp_path / "work" / "artifacts").iterdir()}
     assert made <= {"data", "unfinished"}
+
+
+def test_dropped_copies_name_the_row_that_was_chosen(done: Blueprint) -> None:
+    rows = run_sql(
+        done.workspace.published,
+        "SELECT r.example_id, r.copy_of FROM solution_rows AS r JOIN solutions USING (solution_id) "
+        "WHERE problem = 'bound' ORDER BY r.example_id",
+        limit=None,
+    ).rows
+    chosen, inputs = choice(done, "bound"), np.asarray(done.dataset.train.inputs)
+    place = {row: number for number, (row, _) in enumerate(rows)}
+    same = (inputs[:, None] == inputs[None]).all(axis=-1)
+    for row, copied in rows:
+        twins = np.flatnonzero(same[place[row]] & chosen)
+        if chosen[place[row]] or not len(twins):
+            assert copied is None
+        else:
+            assert [place[copied]] == twins.tolist()
+    assert any(copied is not None for _, copied in rows)
+
+
+def test_the_log_probability_of_an_arm_is_that_of_its_models(done: Blueprint) -> None:
+    from scipy.special import log_softmax
+
+    problem = done.spec.decision_named("bound")
+    facts: Any = done.sealed("verdict", done.problems.verdict_key(problem)).facts
+    judged = done.sets.ids("holdout")
+    places = done.dataset.positions(judged) - done.n_train
+    logits = logits_of(done, facts["retrainings"])[:, places].astype(np.float64)
+    labels = done.dataset.test.targets[places]
+    found = log_softmax(logits, axis=-1)[:, np.arange(len(labels)), labels].mean(axis=1)
+    found = found.reshape(-1, done.spec.verdict.seeds)
+    rows = run_sql(
+        done.workspace.published,
+        "SELECT arm, logprob, logprob_low, logprob_high, logprob_advantage, "
+        "logprob_advantage_low, logprob_advantage_high FROM verdicts "
+        "JOIN solutions USING (solution_id) WHERE problem = 'bound'",
+    ).rows
+    stored = {arm: values for arm, *values in rows}
+    for record, own in zip(facts["arms"], found, strict=True):
+        interval = ttest_1samp(own, 0.0).confidence_interval(0.95)
+        expected = [own.mean(), interval.low, interval.high]
+        assert stored[record["arm"]][:3] == pytest.approx(expected, rel=1e-4)
+        if record["arm"] == "chosen":
+            assert stored["chosen"][3:] == [None, None, None]
+            continue
+        against = ttest_ind(found[0], own, equal_var=False).confidence_interval(0.95)
+        expected = [found[0].mean() - own.mean(), against.low, against.high]
+        assert stored[record["arm"]][3:] == pytest.approx(expected, rel=1e-4, abs=1e-6)
 
 
 def test_texts_have_no_cosine(done: Blueprint) -> None:

@@ -59,6 +59,7 @@ def write_published(path: Path, *, run_id: str = "run-1", accuracy: float = 0.95
             "example_id": ids[:40],
             "chosen": [i not in DROPPED for i in range(40)],
             "utility": utility,
+            "copy_of": [4 if i == 5 else None for i in range(40)],
         }
     )
     connection = open_ledger(path)
@@ -101,17 +102,18 @@ def write_published(path: Path, *, run_id: str = "run-1", accuracy: float = 0.95
         "('solution-1', 'source web', 0.25), ('solution-1', 'tokens', 0.0)",
     )
     arms = (
-        ("all", 40, accuracy - 0.05, 0.05, 0.0),
-        ("random", 30, accuracy - 0.06, 0.06, -0.2),
-        ("chosen", 30, accuracy, None, 0.6),
+        ("all", 40, accuracy - 0.05, 0.05, 0.0, -0.2),
+        ("random", 30, accuracy - 0.06, 0.06, -0.2, -0.3),
+        ("chosen", 30, accuracy, None, 0.6, -0.4),
     )
-    for arm, n_rows, mean, advantage, change in arms:
+    for arm, n_rows, mean, advantage, change, likely in arms:
         run(
             connection,
             "INSERT INTO verdicts SELECT 'verdict-' || $arm, $run, 'solution-1', $arm, $rows, 5, "
             "$mean, $mean - 0.01, $mean + 0.01, 'margin', 5.0, 4.9, 5.1, $change - 0.05, "
             "$change - 0.2, $change + 0.1, $change, $change - 0.1, $change + 0.1, "
-            "$ahead, $ahead - 0.01, $ahead + 0.01, ''",
+            "$ahead, $ahead - 0.01, $ahead + 0.01, '', $likely, $likely - 0.02, $likely + 0.02, "
+            "$likelier, $likelier - 0.03, $likelier + 0.03",
             {
                 "arm": arm,
                 "run": run_id,
@@ -119,6 +121,8 @@ def write_published(path: Path, *, run_id: str = "run-1", accuracy: float = 0.95
                 "mean": mean,
                 "ahead": advantage,
                 "change": change,
+                "likely": likely,
+                "likelier": None if arm == "chosen" else -0.4 - likely,
             },
         )
     connection.close()

@@ -12,7 +12,7 @@ from schemas.errors import NotFound
 from store.connect import open_ledger, run
 from tasks.reporting.findings import Arm, Findings, Interval
 from tasks.reporting.gathering import detection, gather, open_source
-from tasks.reporting.judgement import is_confirmed, verdict_sentence
+from tasks.reporting.judgement import arms_title, is_confirmed, verdict_sentence
 from tasks.reporting.report import (
     read_findings,
     render,
@@ -75,7 +75,11 @@ def test_the_report_of_a_published_run_says_all_five_things(published: Path) -> 
     assert "95.0 [94.0, 96.0]" in text
     assert "+5.0 [+4.0, +6.0]" in text
     assert "source web +0.25 size -0.01 it costs tokens 0 does not bind" in text
-    assert "+0.55 [+0.40, +0.70] +0.60 [+0.50, +0.70]" in text
+    assert "chosen 30 95.0 [94.0, 96.0] -0.400 [-0.420, -0.380]" in text
+    assert "[4.900, 5.100] +0.55 [+0.40, +0.70] +0.60 [+0.50, +0.70]" in text
+    assert "Dropped are 10 predicted to harm. Those of the lowest effects" in text
+    assert "5 1 1 -0.0456 harmful, copy of 4" in text
+    assert "The constraints bind 'chosen' only" in text
     assert "Confirmed: models trained on the chosen rows beat every control" in text
     assert "0.310 [0.280, 0.340] 0.55" in text
     assert "0.55 56% 0.03" in text
@@ -185,6 +189,91 @@ def test_without_intervals_nothing_is_judged() -> None:
     assert verdict_sentence(answer.arms).startswith("Not judged")
 
 
+def contradicted(arms: tuple[Arm, ...], by: float) -> tuple[Arm, ...]:
+    """The arms where those of the choice find labels less likely than those of all rows do."""
+    lower = {"all": interval(-by, 0.1), "random": interval(-by / 2, 0.1)}
+    return tuple(
+        replace(arm, logprob=interval(-1.2, 0.05), logprob_advantage=lower.get(arm.name))
+        for arm in arms
+    )
+
+
+def test_a_verdict_says_where_log_probability_contradicts_it() -> None:
+    said = verdict_sentence(contradicted(ANSWER.arms, 0.52))
+    assert (
+        "by +4.1 [+3.3, +4.9] points. But their mean log-probability is lower than with all rows "
+        "by 0.52 [0.42, 0.62]: they are surer, also where they are wrong. The change"
+    ) in said
+    assert is_confirmed(contradicted(ANSWER.arms, 0.52)) is True
+    for arms in (ANSWER.arms, contradicted(ANSWER.arms, 0.05), contradicted(ANSWER.arms, -0.5)):
+        assert "log-probability" not in verdict_sentence(arms)
+        assert "log-probability" not in arms_title(arms)
+
+
+def test_surer_is_said_only_where_the_margin_shows_it() -> None:
+    chosen = replace(ANSWER.arms[3], observed=interval(-0.2, 0.1))
+    said = verdict_sentence(contradicted((*ANSWER.arms[:3], chosen), 0.52))
+    assert "lower than with all rows by 0.52" in said
+    assert "surer" not in said
+
+
+def test_a_choice_that_is_not_confirmed_is_said_to_be_less_likely_too() -> None:
+    arms = contradicted((replace(ANSWER.arms[0], advantage=interval(0, 0.1)), ANSWER.arms[3]), 0.5)
+    said = verdict_sentence(arms)
+    assert said.startswith("Not confirmed")
+    assert "The mean log-probability of models trained on them is lower than with all rows" in said
+
+
+def test_log_probability_is_no_second_verdict_where_it_is_the_first() -> None:
+    arms = contradicted(ANSWER.arms, 0.5)
+    arms = tuple(replace(arm, accuracy=None, output="logprob") for arm in arms)
+    assert "log-probability" not in verdict_sentence(arms)
+    assert "mean logprob" in squeezed(with_arms(*arms))
+    assert squeezed(with_arms(*arms)).count("-1.20") == 0
+
+
+@pytest.mark.parametrize(
+    ("beaten", "title"),
+    [
+        ((True, True, True), "The chosen rows train a better model\nthan every control"),
+        ((False, True, True), "The chosen rows beat random and balanced,\nbut not every control"),
+        ((False, False, False), "The chosen rows are not clearly better"),
+    ],
+)
+def test_a_picture_is_titled_by_what_the_sentence_says(
+    beaten: tuple[bool, ...], title: str
+) -> None:
+    arms = tuple(
+        replace(arm, advantage=interval(0.05, 0.01 if won else 0.1))
+        for arm, won in zip(ANSWER.arms[:3], beaten, strict=True)
+    )
+    arms = (*arms, ANSWER.arms[3])
+    assert arms_title(arms) == title
+    assert verdict_sentence(arms).startswith("Confirmed") == all(beaten)
+    assert "every control" in arms_title(contradicted(arms, 0.5)) or not all(beaten)
+
+
+def test_a_title_that_confirms_names_a_lower_log_probability() -> None:
+    said = arms_title(contradicted(ANSWER.arms, 0.52))
+    assert said == "The chosen rows beat every control,\nbut trail all rows in log-probability"
+
+
+def test_without_intervals_a_picture_claims_nothing() -> None:
+    assert arms_title((arm("chosen", 0.9, None, None),)) == "What each arm comes to"
+
+
+def test_three_intervals_of_a_row_fit_a_terminal() -> None:
+    wide = tuple(
+        replace(each, name=name, logprob=interval(-12.345, 0.0123), value=interval(-12.3, 0.012))
+        for each, name in zip(ANSWER.arms, ("all", "highest_loss", "random", "chosen"), strict=True)
+    )
+    lines = summary_text(with_arms(*wide)).splitlines()
+    (heading,) = (line for line in lines if "chosen − arm" in line)
+    assert "accuracy, %" in heading
+    assert "mean logprob" in heading
+    assert any("highest_loss" in line and "-12.345 [-12.357, -12.333]" in line for line in lines)
+
+
 @pytest.mark.parametrize(("observed", "where"), [(0.61, "inside"), (0.9, "above"), (0.1, "below")])
 def test_the_sentence_says_where_the_observation_fell(observed: float, where: str) -> None:
     chosen = replace(ANSWER.arms[3], observed=interval(observed, 0.1))
@@ -224,6 +313,10 @@ def test_the_json_holds_the_same_facts_and_no_nan(published: Path) -> None:
     assert document["methods"][0]["fidelity"][0]["lds"] == {"mean": 0.31, "low": 0.28, "high": 0.34}
     chosen = next(arm for arm in answer["arms"] if arm["name"] == "chosen")
     assert chosen["advantage"] is None
+    assert chosen["logprob"] == pytest.approx({"mean": -0.4, "low": -0.42, "high": -0.38})
+    every = next(arm for arm in answer["arms"] if arm["name"] == "all")
+    assert every["logprob_advantage"]["mean"] == pytest.approx(-0.2)
+    assert answer["reasons"] == {"harmful": 10, "copies": 0, "no_room": 0}
     assert "NaN" not in summary_json(published)
 
 
