@@ -96,7 +96,8 @@ def _likelihood(arms: Sequence[Arm], chosen: Arm) -> str:
     if not is_confirmed(arms):
         whose = " The mean log-probability of models trained on them"
     said = f"{whose} is lower than with all rows by {lower}"
-    # A mean margin that rises while log-probability falls leaves no other explanation.
+    # Margins that rise while labels get less likely: of some rows models are surer, and of others
+    # they believe more in another label.
     if chosen.output == "margin" and chosen.observed is not None and chosen.observed.low > 0:
         said += ": they are surer, also where they are wrong"
     return f"{said}."
