@@ -153,7 +153,7 @@ def _arm_entry(answer: Answer, arm: Arm, shared: Mapping[str, str]) -> Entry:
     metrics += _interval("change.predicted", arm.predicted)
     metrics += _interval("change.observed", arm.observed)
     metrics += _interval("advantage", arm.advantage) + _interval("logprob", arm.logprob)
-    metrics += _interval("logprob_advantage", arm.logprob_advantage)
+    metrics += _interval("advantage.logprob", arm.logprob_advantage)
     if answer.unlearning is not None:
         metrics += _closeness_metrics(answer.unlearning, arm.name)
     params = {
@@ -308,7 +308,7 @@ def _answer_metrics(answer: Answer) -> Metrics:
             metrics += _interval("change.observed", arm.observed)
         elif arm.name == "all":
             metrics += _interval("advantage", arm.advantage)
-            metrics += _interval("logprob_advantage", arm.logprob_advantage)
+            metrics += _interval("advantage.logprob", arm.logprob_advantage)
     return metrics
 
 

@@ -85,7 +85,7 @@ def test_a_run_becomes_a_parent_with_a_child_for_each_method_and_arm(workspace, 
     chosen = next(run for run in children if run.info.run_name == "clean: chosen")
     assert chosen.data.metrics["accuracy.mean"] == pytest.approx(0.95)
     assert chosen.data.metrics["logprob.mean"] == parent.data.metrics["logprob.mean"] == -0.4
-    assert parent.data.metrics["logprob_advantage.high"] == pytest.approx(-0.17)
+    assert parent.data.metrics["advantage.logprob.high"] == pytest.approx(-0.17)
     assert chosen.data.tags["winnow.verdict_id"] == "verdict-chosen"
     assert chosen.data.tags["winnow.solution_id"] == "solution-1"
 
