@@ -56,6 +56,17 @@ class RunFrame(dy.Schema):
     seconds = dy.Float64(min=0)
 
 
+class RunPartFrame(dy.Schema):
+    """One row: something that a run consists of; what specs have in common is of several runs."""
+
+    run_id = dy.String(primary_key=True, min_length=1)
+    kind = dy.String(
+        primary_key=True,
+        regex="^(attributions|solutions|verdicts|valuations|tracings|poisonings)$",
+    )
+    part_id = dy.String(primary_key=True, min_length=1)
+
+
 class ExampleFrame(dy.Schema):
     """One row: one example as it is used; targets are text, a class name or a number.
 
@@ -174,6 +185,7 @@ class LdsFrame(dy.Schema):
 
 FRAMES: dict[str, type[dy.Schema]] = {
     "runs": RunFrame,
+    "run_parts": RunPartFrame,
     "examples": ExampleFrame,
     "attributions": AttributionFrame,
     "scores": ScoreFrame,

@@ -1,8 +1,9 @@
 """Writes a finished run into the ledger: all of it, once, or nothing.
 
-A commit replaces partitions. What this run committed before, and what the attributions, models,
-solutions, valuations, tracings and poisonings of the bundle had, is deleted and written anew in one
-transaction; so a retry, or the same bundle again, ends with the same rows.
+A commit replaces partitions. What this run alone committed before, and what the attributions,
+models, solutions, verdicts, valuations, tracings and poisonings of the bundle had, is deleted and
+written anew in one transaction; so a retry, or the same bundle again, ends with the same rows. Runs
+share what their specs have in common: `run_parts` says which parts each has.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,7 @@ from store.connect import records, registered, run
 from store.ledger import Ledger
 from store.statements import named_statements
 
-# What a run owns: the key of each, and the tables whose rows come and go with it.
+# The parts of a run: the key of each, and the tables whose rows come and go with it.
 _OWNERS = {
     "attributions": ("attribution_id", ("scores", "example_effects", "lds")),
     "solutions": (
@@ -30,13 +31,11 @@ _OWNERS = {
             "solution_rows",
             "solution_prices",
             "size_curves",
-            "verdicts",
             "unlearnings",
-            "unlearned",
-            "closeness",
             "query_changes",
         ),
     ),
+    "verdicts": ("verdict_id", ("unlearned", "closeness")),
     "valuations": ("valuation_id", ("player_values",)),
     "tracings": ("tracing_id", ("tracing_arms", "tracing_effects", "tracing_rows")),
     "poisonings": (
@@ -52,6 +51,8 @@ _OWNERS = {
     ),
 }
 
+_NOT_GIVEN = {"scores", "run_parts"}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunBundle:
@@ -60,7 +61,7 @@ class RunBundle:
     Attributes:
         tables: Rows by table, as a frame or as Parquet files, with the columns of
             `schemas.frames.FRAMES`. "runs" has exactly one row; tables may be absent. "scores"
-            is not one of them.
+            is not one of them, nor is "run_parts", which follows from the others.
         scores: Segments by attribution_id (columns query_id, train_id, score), in query order.
     """
 
@@ -87,6 +88,7 @@ def commit_run(ledger_path: Path, bundle: RunBundle) -> dict[str, int]:
     frames = _validated(bundle)
     run_id = frames["runs"]["run_id"].item()
     _check_references(frames, bundle.scores, run_id)
+    frames["run_parts"] = _parts(frames, run_id)
     with Ledger(ledger_path) as ledger:
         with ledger.transaction() as connection:
             _delete(connection, frames, run_id)
@@ -127,12 +129,12 @@ def commit_screening(ledger_path: Path, tables: Mapping[str, pl.DataFrame]) -> N
 
 
 def _validated(bundle: RunBundle) -> dict[str, pl.DataFrame]:
-    unknown = sorted(set(bundle.tables) - set(FRAMES) | {"scores"} & set(bundle.tables))
+    unknown = sorted(set(bundle.tables) - set(FRAMES) | _NOT_GIVEN & set(bundle.tables))
     if unknown:
         raise DataError(f"{unknown[0]!r} is not a table of a bundle")
     frames: dict[str, pl.DataFrame] = {}
     for name, schema in FRAMES.items():
-        if name == "scores":
+        if name in _NOT_GIVEN:
             continue
         rows = bundle.tables.get(name)
         if rows is None:
@@ -156,10 +158,13 @@ def _valid(name: str, schema: type[dy.Schema], rows: pl.DataFrame) -> pl.DataFra
 def _check_references(
     frames: Mapping[str, pl.DataFrame], scores: Mapping[str, Sequence[Path]], run_id: str
 ) -> None:
-    for name in (*_OWNERS, "verdicts"):
+    for name in _OWNERS:
         others = frames[name].filter(pl.col("run_id") != run_id)
         if others.height:
             raise DataError(f"{name} has rows of run {others['run_id'][0]} in a bundle of {run_id}")
+    unknown = set(frames["verdicts"]["solution_id"]) - set(frames["solutions"]["solution_id"])
+    if unknown:
+        raise DataError(f"verdicts refers to {min(unknown)}, which is not in solutions")
     for owner, (key, tables) in _OWNERS.items():
         known = set(frames[owner][key])
         found = {table: set(frames[table][key]) for table in tables if table != "scores"}
@@ -180,19 +185,30 @@ def _delete(
 
     parameters: dict[str, dict[str, Any]] = {
         "runs": {"run": run_id},
+        "run_parts": {"run": run_id},
         "examples": {"datasets": sorted(ids("examples", "dataset_id"))},
         "bank": {"retrains": sorted(ids("bank", "retrain_id"))},
     }
     for owner, (key, tables) in _OWNERS.items():
-        before = {row[0] for row in run(connection, sql[f"owned_{owner}"], {"run": run_id})}
+        asked = {"run": run_id, "kind": owner}
+        before = {row[0] for row in run(connection, sql["owned"], asked)}
         owned = {owner: sorted(before | ids(owner, key))}
         parameters |= dict.fromkeys((owner, *tables), owned)
-    # A verdict is its run's own: it stays when another run commits the solution that it checked.
-    parameters["verdicts"] = {"run": run_id, "verdicts": sorted(ids("verdicts", "verdict_id"))}
     for table, values in parameters.items():
         run(connection, sql[f"delete_{table}"], values)
     with registered(connection, incoming=frames["bank_outputs"]):
         run(connection, sql["delete_bank_outputs"])
+
+
+def _parts(frames: Mapping[str, pl.DataFrame], run_id: str) -> pl.DataFrame:
+    """The rows of `run_parts` of one run."""
+    parts = [
+        (run_id, owner, part)
+        for owner, (key, _) in _OWNERS.items()
+        for part in frames[owner][key].unique(maintain_order=True)
+    ]
+    rows = pl.DataFrame(parts, schema=["run_id", "kind", "part_id"], orient="row")
+    return _valid("run_parts", FRAMES["run_parts"], rows.cast(pl.String))
 
 
 def _insert(connection: duckdb.DuckDBPyConnection, table: str, rows: pl.DataFrame) -> int:

@@ -1,23 +1,16 @@
 -- The statements of one commit. $run is the run, $attributions and the like are lists of ids.
 -- What a run or an attribution owned before is deleted first, so committing twice changes nothing.
 
--- name: owned_attributions
-SELECT attribution_id FROM attributions WHERE run_id = $run;
-
--- name: owned_solutions
-SELECT solution_id FROM solutions WHERE run_id = $run;
-
--- name: owned_valuations
-SELECT valuation_id FROM valuations WHERE run_id = $run;
-
--- name: owned_tracings
-SELECT tracing_id FROM tracings WHERE run_id = $run;
-
--- name: owned_poisonings
-SELECT poisoning_id FROM poisonings WHERE run_id = $run;
+-- name: owned
+-- Parts of a run that are of no other run.
+SELECT part_id FROM run_parts WHERE run_id = $run AND kind = $kind
+EXCEPT SELECT part_id FROM run_parts WHERE run_id <> $run AND kind = $kind;
 
 -- name: delete_runs
 DELETE FROM runs WHERE run_id = $run;
+
+-- name: delete_run_parts
+DELETE FROM run_parts WHERE run_id = $run;
 
 -- name: delete_examples
 DELETE FROM examples WHERE dataset_id IN (SELECT unnest($datasets));
@@ -58,16 +51,16 @@ DELETE FROM solution_prices WHERE solution_id IN (SELECT unnest($solutions));
 DELETE FROM size_curves WHERE solution_id IN (SELECT unnest($solutions));
 
 -- name: delete_verdicts
-DELETE FROM verdicts WHERE run_id = $run OR verdict_id IN (SELECT unnest($verdicts));
+DELETE FROM verdicts WHERE verdict_id IN (SELECT unnest($verdicts));
 
 -- name: delete_unlearnings
 DELETE FROM unlearnings WHERE solution_id IN (SELECT unnest($solutions));
 
 -- name: delete_unlearned
-DELETE FROM unlearned WHERE solution_id IN (SELECT unnest($solutions));
+DELETE FROM unlearned WHERE verdict_id IN (SELECT unnest($verdicts));
 
 -- name: delete_closeness
-DELETE FROM closeness WHERE solution_id IN (SELECT unnest($solutions));
+DELETE FROM closeness WHERE verdict_id IN (SELECT unnest($verdicts));
 
 -- name: delete_query_changes
 DELETE FROM query_changes WHERE solution_id IN (SELECT unnest($solutions));
@@ -114,6 +107,9 @@ DELETE FROM weak_spots WHERE poisoning_id IN (SELECT unnest($poisonings));
 -- name: insert_runs
 INSERT INTO runs BY NAME
 SELECT * REPLACE (coalesce(committed_at, now()) AS committed_at) FROM incoming;
+
+-- name: insert_run_parts
+INSERT INTO run_parts BY NAME FROM incoming;
 
 -- name: insert_examples
 INSERT INTO examples BY NAME FROM incoming;

@@ -13,7 +13,9 @@ import pytest
 from schemas.errors import DataError
 from schemas.frames import FRAMES
 from store.connect import open_ledger, run, scalar
-from store.writer import commit_run
+from store.publish import publish
+from store.writer import RunBundle, commit_run
+from tasks.reporting.gathering import gather, open_source
 from tests.store.bundles import N_TRAIN, QUERIES, bundle, scores
 
 ROOT = Path(__file__).parents[2]
@@ -81,6 +83,44 @@ def test_another_run_leaves_the_first_alone(ledger: Path, tmp_path: Path) -> Non
     # The data set and the retrained models are the same ones, so they are there once.
     for table in ("examples", "bank", "bank_outputs"):
         assert after[table] == before[table]
+
+
+def of_run(whole: RunBundle, run_id: str) -> RunBundle:
+    """What another spec commits that asks the same, and no more."""
+    tables = {
+        name: rows.with_columns(run_id=pl.lit(run_id)) if "run_id" in rows.columns else rows
+        for name, rows in whole.tables.items()
+        if isinstance(rows, pl.DataFrame)
+    }
+    return replace(whole, tables=tables)
+
+
+def test_what_two_specs_ask_alike_is_part_of_both_runs(ledger: Path, tmp_path: Path) -> None:
+    whole, published = bundle(tmp_path / "b"), tmp_path / "winnow.duckdb"
+    commit_run(ledger, whole)
+    once = contents(ledger)
+    commit_run(ledger, of_run(whole, "r2"))
+    twice = contents(ledger)
+    for table in ("scores", "solution_rows", "bank_outputs", "lds"):
+        assert twice[table] == once[table]
+    assert {row[1:] for row in twice["run_parts"] if row[0] == "r2"} == {
+        row[1:] for row in once["run_parts"]
+    }
+    publish(ledger, published)
+    for run_id in ("r1", "r2"):
+        with open_source(published) as source:
+            found = gather(source, run_id)
+        assert [answer.problem for answer in found.answers] == ["clean"]
+        assert {arm.name for arm in found.answers[0].arms} == {"chosen", "all", "random"}
+        assert [method.name for method in found.methods] == ["trak"]
+    # The second run comes again and asks something else: what it shared is still the first's.
+    commit_run(ledger, bundle(tmp_path / "c", run_id="r2", attribution="a2"))
+    after = contents(ledger)
+    assert {row[0] for row in after["attributions"]} == {"a1", "a2"}
+    assert [row for row in after["run_parts"] if row[0] == "r1"] == once["run_parts"]
+    assert {row[2] for row in after["run_parts"] if row[0] == "r2"}.isdisjoint(
+        {row[2] for row in once["run_parts"]}
+    )
 
 
 def test_a_retrained_model_keeps_its_outputs_on_other_queries(ledger: Path, tmp_path: Path) -> None:
