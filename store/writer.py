@@ -51,6 +51,7 @@ _OWNERS = {
     ),
 }
 
+# Tables that a bundle does not hold: scores come as segments, parts follow from the others.
 _NOT_GIVEN = {"scores", "run_parts"}
 
 

@@ -51,8 +51,9 @@ Rows = dict[str, list[dict[str, Any]]]
 
 
 def tables(plan: Blueprint, started: datetime) -> dict[str, pl.DataFrame]:
-    """Every table of the run but its scores, as the ledger has them."""
-    rows: Rows = {name: [] for name in FRAMES if name not in ("examples", "scores")}
+    """Every table that the run fills but its scores, as the ledger has them."""
+    apart = ("examples", "scores", "run_parts")
+    rows: Rows = {name: [] for name in FRAMES if name not in apart}
     rows["runs"].append(_run(plan, started))
     frames = {"examples": plan.dataset.examples.with_columns(dataset_id=pl.lit(_dataset_id(plan)))}
     for attribution in plan.spec.attribution:

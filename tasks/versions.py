@@ -10,7 +10,7 @@ VERSIONS = {
     "solution": 6,
     "verdict": 6,
     "values": 1,
-    "run": 3,  # also when tables gain columns, which reports of finished runs then read
+    "run": 4,  # also when tables gain columns, which reports of finished runs then read
     "tracking": 1,
 }
 STAGES = ("data", *VERSIONS)

@@ -125,5 +125,12 @@ def write_published(path: Path, *, run_id: str = "run-1", accuracy: float = 0.95
                 "likelier": None if arm == "chosen" else -0.4 - likely,
             },
         )
+    run(
+        connection,
+        "INSERT INTO run_parts VALUES ($run, 'attributions', 'attribution-1'), "
+        "($run, 'solutions', 'solution-1'), ($run, 'verdicts', 'verdict-all'), "
+        "($run, 'verdicts', 'verdict-random'), ($run, 'verdicts', 'verdict-chosen')",
+        {"run": run_id},
+    )
     connection.close()
     return path
