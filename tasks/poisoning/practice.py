@@ -154,7 +154,11 @@ def practice_sets(scene: Scene, worth: Float64) -> "list[Moves]":
     from optimize.poisoning.moves import Moves
 
     rng = stream(scene.plan.spec.seed, Purpose.POISON, SETS)
-    gains = worth if scene.own is None else worth - worth[np.arange(len(worth)), scene.own][:, None]
+    gains = worth.copy()
+    if scene.own is not None:
+        places = np.arange(len(worth))
+        gains -= worth[places, scene.own][:, None]
+        gains[places, scene.own] = np.inf  # no flip, though better than any for some rows
     gains = gains[scene.movable]
     label, order = gains.argmin(axis=1), np.argsort(gains.min(axis=1), kind="stable")
     sets = []

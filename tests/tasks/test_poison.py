@@ -232,6 +232,14 @@ def test_practice_holds_linear_predictions_and_what_training_said(plan: Blueprin
     assert np.corrcoef(practice.predicted[0], practice.observed[0])[0, 1] > 0.5
 
 
+def test_practice_flips_even_rows_whose_own_label_is_worst(plan: Blueprint) -> None:
+    scene = scene_of(plan)
+    worth = np.zeros((len(scene.labels), 3))
+    worth[np.arange(len(worth)), scene.labels] = -1.0
+    for moves in practice_sets(scene, worth):
+        assert (moves.labels != scene.labels[moves.rows]).all()
+
+
 def test_a_prediction_is_of_models_that_chose_nothing(plan: Blueprint) -> None:
     """Against t by hand, from the same models."""
     scene, facts = scene_of(plan), sealed(plan, "solution")
