@@ -21,6 +21,7 @@ from cyclopts import App, CycloptsError, Group, Parameter
 
 from flows.commands import asking, looking
 from flows.commands.session import Session
+from flows.prefect_client import UNTRACKED
 
 HOME = Path(__file__).resolve().parents[1]
 PACKAGES = ("attribution", "optimize", "schemas", "store", "tasks")
@@ -99,6 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if found := own_packages_first():
         _complain(found)
         sys.exit(REQUEST_IS_WRONG)
+    os.environ.update(UNTRACKED)
     tokens = list(sys.argv[1:] if arguments is None else arguments)
     if "--debug" not in tokens:
         atexit.register(_end_quietly)

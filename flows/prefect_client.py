@@ -13,6 +13,9 @@ from pathlib import Path
 
 LOOPBACK = "127.0.0.1"
 DRAIN_SECONDS = 6.0
+# Prefect sends nothing and announces nothing. It looks for the second where it is imported first,
+# which may be before any server is known: the command line sets both before everything else.
+UNTRACKED = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
 
 
 @contextlib.contextmanager
@@ -21,8 +24,7 @@ def pointed_at(api_url: str, *, home: Path | None, debug: bool) -> Iterator[None
     wanted = {
         "PREFECT_API_URL": api_url,
         "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "DO_NOT_TRACK": "1",
+        **UNTRACKED,
         # Prefect's logging.yml reads its handlers' levels from the environment.
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "DEBUG" if debug else "WARNING",
     }

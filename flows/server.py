@@ -30,7 +30,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from flows.locks import convert_lock, lock_held
-from flows.prefect_client import LOOPBACK, drain, logging_to, pointed_at
+from flows.prefect_client import LOOPBACK, UNTRACKED, drain, logging_to, pointed_at
 from schemas.errors import ServerUnavailable
 from store.processes import alive
 from store.workspace import Workspace
@@ -151,8 +151,7 @@ def server_settings(workspace: Workspace, port: int) -> dict[str, str]:
         "PREFECT_SERVER_API_HOST": LOOPBACK,
         "PREFECT_SERVER_API_PORT": str(port),
         "PREFECT_UI_API_URL": f"http://{LOOPBACK}:{port}/api",
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "DO_NOT_TRACK": "1",
+        **UNTRACKED,
         "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
     }
 
