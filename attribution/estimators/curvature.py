@@ -6,7 +6,7 @@ a product H v is one pass over all rows, for a block of vectors [b, p] at once. 
 SUM over rows: nothing is divided by n.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from enum import StrEnum
 from typing import Any
 
@@ -126,8 +126,24 @@ class LossCurvature:
         count = self._n_asked() if tokens else len(self._rows)
         return trace / min(count, self.size)
 
+    @property
+    def dense_passes(self) -> int | None:
+        """Passes over the rows, forward and backward, by which `dense` sums outer products.
+
+        Of the Gauss-Newton matrix, one for each logit. None where it takes a product with H for
+        each parameter instead: of the Hessian, of documents, of many classes.
+        """
+        outer = self.hessian == Hessian.GAUSS_NEWTON and Task(self._task) is not Task.LANGUAGE
+        few = self.n_outputs <= min(TRACE_CLASSES, self.size)
+        return self.n_outputs if outer and few else None
+
     def dense(self) -> Tensor:
         """H [p, p], symmetric; p^2 numbers."""
+        if self.dense_passes is not None:
+            summed = torch.zeros(self.size, self.size, device=self._device, dtype=self._dtype)
+            for rooted in self._rooted():
+                summed.addmm_(rooted.T, rooted)
+            return summed
         out = torch.empty(self.size, self.size, device=self._device, dtype=self._dtype)
         step = max(self._block, 256)
         for start in range(0, self.size, step):
@@ -246,9 +262,12 @@ class LossCurvature:
 
     def _trace(self) -> float:
         """Sum over rows of E[|grad of -log p_c|^2] with c drawn from p: exactly tr(J^T D J)."""
+        return sum(float(torch.linalg.vector_norm(rooted)) ** 2 for rooted in self._rooted())
+
+    def _rooted(self) -> Iterator[Tensor]:
+        """Rows [B, p] whose outer products sum to J^T D J: sqrt(p_c) grad log p_c of each class."""
         model, state = self._source
         regression = Task(self._task) is Task.REGRESSION
-        total = 0.0
         for label in range(1 if regression else self.n_outputs):
 
             def root(logits: Tensor, _: Tensor, label: int = label) -> Tensor:
@@ -261,9 +280,8 @@ class LossCurvature:
                 model, state, output=root, device=self._device, dtype=self._dtype
             )
             for _, inputs, targets in self._rows.batches(min(self._batch, 256)):
-                for _, block in owner.run(inputs, targets).blocks():
-                    total += float(torch.linalg.vector_norm(block)) ** 2
-        return total
+                blocks = [block for _, block in owner.run(inputs, targets).blocks()]
+                yield blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=1)
 
 
 def _loss_curvature(task: str, logits: Tensor, along: Tensor) -> Tensor:

@@ -48,7 +48,7 @@ def influence_step(
     curved = Rows((inputs[kept], targets[kept]), "train")
     gone = Rows((inputs[forgotten], targets[forgotten]), "forget")
     device = stack.device.type
-    moves, products = [], 0
+    moves, passes = [], 0.0
     for number in range(len(stack)):
         state = stack.state(number)
         dtype = next(iter(stack.params.values())).dtype
@@ -81,10 +81,18 @@ def influence_step(
                 "hessian='gauss-newton'"
             )
         moves.append(solved[0])
-        products = max(products, solver.facts.get("products", curvature.size))
+        passes = max(passes, _passes(curvature, solver))
     along = stack.split(torch.stack(moves))
     moved = {name: value + along[name] for name, value in stack.params.items()}
-    return stack.with_params(moved), len(gone) + PRODUCT * products * len(curved)
+    return stack.with_params(moved), len(gone) + passes * len(curved)
+
+
+def _passes(curvature: LossCurvature, solver: Solver) -> float:
+    """Passes over the rows that a solution took, forward and backward being one."""
+    if "products" in solver.facts:
+        return PRODUCT * float(solver.facts["products"])
+    known = curvature.dense_passes
+    return float(PRODUCT * curvature.size if known is None else known)
 
 
 def _solver(curvature: LossCurvature, method: InfluenceStep) -> Solver:
