@@ -128,14 +128,8 @@ class LossCurvature:
 
     @property
     def dense_passes(self) -> int | None:
-        """Passes over the rows, forward and backward, by which `dense` sums outer products.
-
-        Of the Gauss-Newton matrix, one for each logit. None where it takes a product with H for
-        each parameter instead: of the Hessian, of documents, of many classes.
-        """
-        outer = self.hessian == Hessian.GAUSS_NEWTON and Task(self._task) is not Task.LANGUAGE
-        few = self.n_outputs <= min(TRACE_CLASSES, self.size)
-        return self.n_outputs if outer and few else None
+        """As the function of that name says of this curvature."""
+        return dense_passes(self.size, self.n_outputs, task=self._task, hessian=self.hessian)
 
     def dense(self) -> Tensor:
         """H [p, p], symmetric; p^2 numbers."""
@@ -282,6 +276,22 @@ class LossCurvature:
             for _, inputs, targets in self._rows.batches(min(self._batch, 256)):
                 blocks = [block for _, block in owner.run(inputs, targets).blocks()]
                 yield blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=1)
+
+
+def dense_passes(size: int, n_outputs: int, *, task: str, hessian: str) -> int | None:
+    """Passes over the rows, forward and backward, by which `dense` sums outer products.
+
+    Of the Gauss-Newton matrix, one for each logit. None where it takes a product with H for each
+    parameter instead: of the Hessian, of documents, of many classes.
+
+    Args:
+        size: Parameters p.
+        n_outputs: Logits K.
+        task: As `LossCurvature`.
+        hessian: Likewise.
+    """
+    outer = hessian == Hessian.GAUSS_NEWTON and Task(task) is not Task.LANGUAGE
+    return n_outputs if outer and n_outputs <= min(TRACE_CLASSES, size) else None
 
 
 def _loss_curvature(task: str, logits: Tensor, along: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ rows that stay a Newton step (Guo et al. 2020).
 import torch
 from torch import Tensor
 
-from attribution.estimators.curvature import LossCurvature
+from attribution.estimators.curvature import LossCurvature, dense_passes
 from attribution.estimators.gradient_products import RowGradients
 from attribution.estimators.solvers import FACTOR_EACH, ConjugateGradients, Exact, Solver
 from attribution.outputs import Output
@@ -91,8 +91,25 @@ def _passes(curvature: LossCurvature, solver: Solver) -> float:
     """Passes over the rows that a solution took, forward and backward being one."""
     if "products" in solver.facts:
         return PRODUCT * float(solver.facts["products"])
-    known = curvature.dense_passes
-    return float(PRODUCT * curvature.size if known is None else known)
+    return _dense(curvature.size, curvature.dense_passes)
+
+
+def most_passes(method: InfluenceStep, *, size: int, n_outputs: int, task: str) -> float:
+    """The most passes over the rows that a step may take; exact where it solves by a factor.
+
+    Args:
+        method: The step.
+        size: Parameters of the model.
+        n_outputs: Its logits.
+        task: Which loss.
+    """
+    if size > FACTOR_EACH:
+        return PRODUCT * method.iterations
+    return _dense(size, dense_passes(size, n_outputs, task=task, hessian=method.hessian))
+
+
+def _dense(size: int, passes: int | None) -> float:
+    return float(PRODUCT * size if passes is None else passes)
 
 
 def _solver(curvature: LossCurvature, method: InfluenceStep) -> Solver:

@@ -1,10 +1,13 @@
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
 from attribution.outputs import training_loss
 from attribution.streams import Purpose, stream
 from optimize.unlearning import method_of, unlearn
+from optimize.unlearning.recipes import InfluenceStep
+from optimize.unlearning.steps import most_passes
 from tests.optimize.unlearning.problem import rows
 
 DECAY = 0.05
@@ -86,6 +89,29 @@ def test_of_logistic_regression_newton_is_near_retraining_and_influence_is_not()
     assert found["hessian", True] < 0.6 * found["hessian", False]
     # Of a linear model the Gauss-Newton matrix is the Hessian.
     assert abs(found["hessian", True] - found["gauss-newton", True]) < 1e-6
+
+
+@pytest.mark.parametrize("hessian", ["gauss-newton", "hessian"])
+def test_a_step_takes_a_pass_a_class_or_a_product_a_parameter(hessian: str) -> None:
+    inputs, targets = torch.from_numpy(rows()[0]).double(), torch.from_numpy(rows()[1])
+    model = fitted("classification", targets, torch.ones(60, dtype=torch.bool))
+    method = InfluenceStep(hessian=hessian)
+    done = unlearn(
+        method,
+        linear(3),
+        stacked(model),
+        train=(inputs, targets),
+        forget=[1, 2],
+        weight_decay=DECAY,
+    )
+    passes = {"gauss-newton": 3, "hessian": 2 * 18}[hessian]
+    assert done.cost.examples == 2 + passes * 58
+    assert most_passes(method, size=18, n_outputs=3, task="classification") == passes
+
+
+def test_a_large_model_takes_at_most_its_iterations() -> None:
+    method = InfluenceStep(iterations=70)
+    assert most_passes(method, size=5_000, n_outputs=3, task="classification") == 140
 
 
 def test_the_decay_of_the_forgotten_rows_belongs_to_the_step() -> None:
