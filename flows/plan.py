@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from flows import terminal
+from flows.summary import cautions
 from schemas.spec import DebugSpec, DecisionSpec, LoadedSpec, PoisonSpec, TraceSpec, UnlearnSpec
 from store.artifacts import Artifacts
 from store.workspace import Workspace
@@ -13,6 +14,7 @@ from tasks.ingest import data_key
 from tasks.intake.sources import source_digest
 from tasks.requests import requests_of
 from tasks.screening.inbox import inbox_files, waiting
+from tasks.unlearning.foresight import costly_steps
 
 
 class PlanStep(NamedTuple):
@@ -70,6 +72,16 @@ def say_what_waits(loaded: LoadedSpec, workspace: Workspace) -> None:
             wait = "1 batch waits" if count == 1 else f"{count} batches wait"
             say = f"`winnow screen {loaded.path} --inbox --problem {screen.name}` answers"
             terminal.say(f"{wait} to be screened; {say}")
+
+
+def say_cautions(loaded: LoadedSpec, workspace: Workspace) -> None:
+    """Tell what `winnow check` does, and what is foreseen to cost more than a retraining."""
+    notes = list(cautions(loaded))
+    if blueprint := sealed_blueprint(loaded, workspace):
+        for problem in loaded.spec.unlearnings:
+            notes += costly_steps(blueprint, problem)
+    for note in notes:
+        terminal.say(f"note: {note}")
 
 
 def committed_run(loaded: LoadedSpec, workspace: Workspace) -> str | None:

@@ -1,12 +1,15 @@
 """`winnow forget`: requests that rows be forgotten, recorded, shown and answered."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from flows import terminal
 from flows.plan import sealed_blueprint
 from flows.running import failures_of_the_run, refuse_held_ledger
 from schemas.spec import LoadedSpec
 from store.workspace import Workspace
-from tasks.forget import job_upto, record_request, request_states, waiting
-from tasks.job import Job
+from tasks.forget import job_upto, record_request, request_copies, request_states, waiting
+from tasks.job import Job, blueprint
 from tasks.preflight import preflight
 from tasks.progress import recording
 
@@ -14,17 +17,25 @@ COLUMNS = ("request", "problem", "rows", "new rows", "recorded", "state", "verdi
 
 
 def add_request(
-    loaded: LoadedSpec, workspace: Workspace, *, where: str, note: str, problem: str | None
+    loaded: LoadedSpec,
+    workspace: Workspace,
+    *,
+    where: str,
+    note: str,
+    problem: str | None,
+    copies: bool = False,
 ) -> None:
-    """Record a request, or refuse it at once.
+    """Record a request, or refuse it at once; say which copies of its rows stay.
 
     Raises:
         RequestError: The spec, its problem or the rows cannot be used; nothing was recorded.
     """
     job = preflight(Job(spec=loaded.path, workspace=workspace.root))
-    request = record_request(job, where=where, note=note, problem=problem)
+    request = record_request(job, where=where, note=note, problem=problem, copies=copies)
     count = len(request.example_ids)
     terminal.say(f"request {request.id}: {count:,} row{'s' if count > 1 else ''} to forget")
+    if staying := request_copies(blueprint(job), request, upto=request.number).sentence:
+        terminal.say(f"{staying} The same request with --with-copies names them too")
     terminal.say(f"`winnow forget {loaded.path} --process` answers it")
 
 
@@ -40,9 +51,15 @@ def show_requests(loaded: LoadedSpec, workspace: Workspace, *, as_json: bool) ->
         return
     terminal.show(terminal.table(COLUMNS, [[state[name] for name in COLUMNS] for state in states]))
     for state in states:
-        if state["certificate"]:
-            place = workspace.root / str(state["certificate"])
-            terminal.out().print(f"{state['request']}: {place}", markup=False, soft_wrap=True)
+        for what in ("certificate", "checkpoints"):
+            if state[what]:
+                _line(state, f"{what} {workspace.root / str(state[what])}")
+        if state["copies_that_stay"]:
+            _line(state, str(state["copies_that_stay"]))
+
+
+def _line(state: Mapping[str, Any], text: str) -> None:
+    terminal.out().print(f"{state['request']}: {text}", markup=False, soft_wrap=True)
 
 
 def process_requests(

@@ -17,6 +17,7 @@ from schemas.spec import (
 from store.connect import run_sql
 from store.workspace import Workspace
 from tasks.progress import Outcome, RunProgress, read_progress
+from tasks.unlearning.foresight import poor_predictions
 
 LAST_RUNS = (
     "SELECT run_id, spec_name, status, committed_at, seconds FROM runs "
@@ -80,6 +81,13 @@ def meaning(loaded: LoadedSpec) -> Iterator[tuple[str, str]]:
         judged = f"judged on '{spec.verdict.judge_on}'"
         arms = f"{spec.verdict.seeds} seeds each against {', '.join(spec.verdict.arms)}; "
         yield "verdict", f"{arms if spec.selections else ''}{judged}"
+
+
+def cautions(loaded: LoadedSpec) -> Iterator[str]:
+    """What a spec allows and should not be trusted to answer well, with what to write instead."""
+    for forgetting in loaded.spec.unlearnings:
+        if said := poor_predictions(loaded.spec, forgetting):
+            yield said
 
 
 def _selected(problem: SelectSpec) -> str:

@@ -30,9 +30,12 @@ from tasks.requests import (
     receipt,
     receipt_key,
     requests_of,
+    rows_named,
 )
 from tasks.sets import training_ids
 from tasks.unlearning.certify import certified
+from tasks.unlearning.copies import Copies, copies_that_stay, with_copies
+from tasks.unlearning.handover import handed_place
 
 
 def problem_named(plan: Blueprint, name: str | None) -> UnlearnSpec:
@@ -57,7 +60,9 @@ def problem_named(plan: Blueprint, name: str | None) -> UnlearnSpec:
     return known[name or next(iter(known))]
 
 
-def record_request(job: Job, *, where: str, note: str, problem: str | None) -> ForgetRequest:
+def record_request(
+    job: Job, *, where: str, note: str, problem: str | None, copies: bool = False
+) -> ForgetRequest:
     """Keep a request, with its rows as they are now.
 
     Args:
@@ -65,6 +70,7 @@ def record_request(job: Job, *, where: str, note: str, problem: str | None) -> F
         where: SQL that names training rows.
         note: Why.
         problem: Name of the problem that is to answer it; None: the only one.
+        copies: Whether training rows with the same inputs, whatever their label, must go too.
 
     Raises:
         NotFound: There is no such problem.
@@ -75,6 +81,9 @@ def record_request(job: Job, *, where: str, note: str, problem: str | None) -> F
     asked = problem_named(plan, problem)
     ids = training_ids(plan.dataset, where, name="--where")
     places = plan.dataset.positions(ids)
+    if copies:
+        places = np.array(with_copies(plan.data, places.tolist()), dtype=np.int64)
+        where += f"\n-- and {len(places) - len(ids):,} other training rows with the same inputs"
 
     def write(number: int) -> ForgetRequest:
         gone = plan.before(number).problems.forgotten(asked).copy()
@@ -90,12 +99,22 @@ def record_request(job: Job, *, where: str, note: str, problem: str | None) -> F
             problem=asked.name,
             where=where,
             note=note,
-            example_ids=tuple(ids.tolist()),
+            example_ids=tuple(plan.dataset.example_ids[places].tolist()),
             digests=tuple(plan.data.digests[place] for place in places.tolist()),
             recorded_at=datetime.now(UTC),
         )
 
     return record(plan.workspace.requests, write)
+
+
+def request_copies(plan: Blueprint, request: ForgetRequest, *, upto: int) -> Copies:
+    """Copies of a request's rows that stay, now that all requests up to one are recorded."""
+    problem = problem_named(plan, request.problem)
+    asked = np.zeros(plan.n_train, dtype=bool)
+    digests, ids = plan.data.digests[: plan.n_train], plan.dataset.train.example_ids
+    asked[list(rows_named([request], digests, ids))] = True
+    gone = plan.before(upto + 1).problems.forgotten(problem)
+    return copies_that_stay(plan.data, gone, asked & gone)
 
 
 def waiting(job: Job) -> list[int]:
@@ -108,9 +127,14 @@ def waiting(job: Job) -> list[int]:
 def request_states(plan: Blueprint) -> list[dict[str, Any]]:
     """Every request of a spec and how it stands, as a table has it."""
     states = []
-    for each in requests_of(plan.workspace, plan.spec.name):
+    known = requests_of(plan.workspace, plan.spec.name)
+    answering = {problem.name for problem in plan.spec.unlearnings}
+    for each in known:
         found = receipt(plan.artifacts, each)
         facts: Any = found.facts if found else {}
+        copies = None
+        if each.problem in answering:
+            copies = request_copies(plan, each, upto=known[-1].number)
         states.append(
             {
                 "request": each.id,
@@ -122,6 +146,9 @@ def request_states(plan: Blueprint) -> list[dict[str, Any]]:
                 "verdict": _verdict(plan, found) if found else None,
                 "note": each.note,
                 "certificate": facts.get("certificate"),
+                "checkpoints": _checkpoints(plan, found) if found else None,
+                "copies": list(copies.ids) if copies else [],
+                "copies_that_stay": copies.sentence if copies else "",
             }
         )
     return states
@@ -131,6 +158,12 @@ def _verdict(plan: Blueprint, answer: Manifest) -> str | None:
     """Whether the models of an answer are as if retrained; None where the verdict was removed."""
     verdict = plan.artifacts.find(VERDICT, answer.inputs["verdict"])
     return state_word(from_facts(verdict.facts)) if verdict else None
+
+
+def _checkpoints(plan: Blueprint, answer: Manifest) -> str | None:
+    """Where the unlearned checkpoints are, relative to the workspace; None once removed."""
+    key = answer.inputs["verdict"]
+    return handed_place(plan, key) if plan.artifacts.find(VERDICT, key) else None
 
 
 def job_upto(job: Job, number: int) -> Job:

@@ -16,13 +16,15 @@ def check(spec: Path, /, *, as_json: Json = False) -> int:
         as_json: Print JSON for scripts.
     """
     from flows import terminal
-    from flows.summary import meaning
+    from flows.summary import cautions, meaning
 
     loaded = loaded_spec(spec)
     if as_json:
         terminal.show_json(loaded.spec.model_dump(mode="json") | {"digest": loaded.digest})
     else:
         terminal.show(terminal.table(("", ""), meaning(loaded)))
+        for caution in cautions(loaded):
+            terminal.say(f"note: {caution}")
     return 0
 
 
@@ -49,6 +51,7 @@ def plan(spec: Path, /, *, here: Here, as_json: Json = False) -> int:
         for step in steps
     ]
     terminal.show(terminal.table(("stage", "sealed", "", "detail"), rows))
+    planning.say_cautions(loaded, workspace)
     planning.say_what_waits(loaded, workspace)
     return 0
 
@@ -133,6 +136,7 @@ def forget(
     *,
     here: Here,
     where: str | None = None,
+    with_copies: bool = False,
     note: str = "",
     problem: str | None = None,
     process: bool = False,
@@ -145,6 +149,7 @@ def forget(
         spec: The TOML file; a [[problem]] of kind "unlearn" says how.
         here: The session.
         where: SQL that names the training rows of a new request.
+        with_copies: Name the training rows with the same inputs, too.
         note: Why they must go, for the certificate.
         problem: The problem that is to answer it, where there are several.
         process: Answer what waits: each request once, with its own certificate.
@@ -155,12 +160,16 @@ def forget(
 
     if sum((where is not None, process, show)) != 1:
         raise RequestError("say one of --where SQL, --list and --process")
+    if with_copies and where is None:
+        raise RequestError("--with-copies is about the rows of --where SQL; give that")
     loaded, workspace = opened(spec, here, create=not show)
 
     from flows import requests
 
     if where is not None:
-        requests.add_request(loaded, workspace, where=where, note=note, problem=problem)
+        requests.add_request(
+            loaded, workspace, where=where, note=note, problem=problem, copies=with_copies
+        )
     elif process:
         requests.process_requests(loaded, workspace, debug=here.debug, as_json=as_json)
     else:

@@ -45,6 +45,7 @@ from tasks.reporting.wording import signed_interval
 from tasks.requests import CERTIFICATE_FILE
 from tasks.surrogate import calibrated, finite
 from tasks.unlearning.certify import certified, row_lines
+from tasks.unlearning.copies import copies_that_stay
 from tasks.unlearning.handover import checkpoints, hand_over
 from tasks.unlearning.unlearners import Unlearned, joined, recipe, unlearned
 from tasks.unlearning.witnesses import Seen, Witnesses, observe, witnesses
@@ -96,6 +97,7 @@ def solve(plan: Blueprint, problem: UnlearnSpec, key: str) -> Manifest:
     utility = (-1.0 if output in FALLING else 1.0) * aimed.averaged().weights[0]
     told = forecast(plan, problem, stay)
     value = float(utility[stay].sum())
+    copies = copies_that_stay(plan.data, ~stay).sentence
     inputs = {"scores": plan.scores.key(attribution) or ""}
     with plan.artifacts.seal(SOLUTION, key, version=VERSIONS[SOLUTION], inputs=inputs) as draft:
         np.save(draft.path / CHOICE_FILE, stay)
@@ -109,7 +111,9 @@ def solve(plan: Blueprint, problem: UnlearnSpec, key: str) -> Manifest:
             "bound": value,
             "gap": 0.0,
             "prices": {},
-            "sentence": _said(plan, stay, output, told.predicted) + told.sentence,
+            "sentence": _said(plan, stay, output, told.predicted)
+            + told.sentence
+            + (copies and f" {copies}"),
             "output": output,
             "surrogate": finite(mean.diagnostics()),
             "predicted": told.predicted,
@@ -173,7 +177,11 @@ def judge(plan: Blueprint, problem: UnlearnSpec, key: str) -> Manifest:
     )
     change = next(arm for arm in facts["arms"] if arm["arm"] == RETRAINED)["observed_change"]
     facts["sentence"] = unlearning_sentence(
-        from_facts(facts), str(facts["output"]), facts["predicted"], change[0]
+        from_facts(facts),
+        str(facts["output"]),
+        facts["predicted"],
+        change[0],
+        limit=copies_that_stay(plan.data, ~stay).limit,
     )
     after = {name: value[count:] for name, value in changed[CHOSEN].states.items()}
     inputs = {"solution": solution.key, "trained_by": plan.training.digest}

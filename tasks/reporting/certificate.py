@@ -78,6 +78,7 @@ class Statement:
         sentences: The verdict in words; the first is its headline.
         unlearning: What was measured.
         checkpoints: Of each model handed over: name, file, digests, outputs before and after.
+        folder: Where these files are, relative to the workspace.
         output: The output that checkpoints are described by.
         provenance: Digests of data and model, versions, seeds.
         preface: What must be known first: that the rows had gone already, for instance.
@@ -90,6 +91,7 @@ class Statement:
     sentences: Sequence[str]
     unlearning: Unlearning
     checkpoints: Sequence[Mapping[str, Any]]
+    folder: str
     output: str
     provenance: Pairs
     preface: str = ""
@@ -107,7 +109,7 @@ def certificate(said: Statement) -> str:
         _section("What was done", _list(said.done)),
         _section("How far from retraining", _closeness(said.unlearning)),
         _section("What it cost", _costs(said.unlearning)),
-        _section("The models handed over", _handed(said.checkpoints, said.output)),
+        _section("The models handed over", _handed(said)),
         _section("What this rests on", _list(said.provenance)),
         _limits(said.unlearning),
     ]
@@ -238,9 +240,9 @@ def _costs(unlearning: Unlearning) -> str:
     return f'{_table(columns, rows)}<p class="note">{escape(note)}</p>'
 
 
-def _handed(records: Sequence[Mapping[str, Any]], output: str) -> str:
+def _handed(said: Statement) -> str:
     rows, digests = [], []
-    for each in records:
+    for each in said.checkpoints:
         low, high = each["retrained"]
         before, after = f"{each['before']:.3g}", f"{each['after']:.3g}"
         rows.append(((str(each["file"]), before, after, f"{low:.3g} to {high:.3g}"), False))
@@ -248,8 +250,11 @@ def _handed(records: Sequence[Mapping[str, Any]], output: str) -> str:
             (f"{each['name']}, before", str(each["sha256_before"])),
             (f"{each['file']}", str(each["sha256_after"])),
         ]
-    columns = ("file", f"mean {output} before", "after", "retrained models")
-    note = "Mean output over the forgotten rows. Below, sha256 of each safetensors file."
+    columns = ("file", f"mean {said.output} before", "after", "retrained models")
+    note = (
+        f"The files are in {said.folder} of the workspace. Mean output over the forgotten rows. "
+        "Below, sha256 of each safetensors file."
+    )
     return f'{_table(columns, rows)}<p class="note">{escape(note)}</p>{_list(digests, "digests")}'
 
 

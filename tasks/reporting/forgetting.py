@@ -220,14 +220,23 @@ def membership_sentence(unlearning: Unlearning) -> str:
 def queries_sentence(unlearning: Unlearning) -> str:
     """How the predicted changes of single queries compare with those of retraining."""
     u = unlearning
-    if u.correlation is None or u.slope is None:
-        return ""
-    most = "noise hides them all" if u.ceiling is None else f"noise allows {u.ceiling:.2f}"
-    return (
-        f"Over {u.n_queries:,} single queries predicted and retrained changes correlate at "
-        f"{u.correlation:.2f} ({most}), slope {u.slope:.2f}; their root mean square error is "
-        f"{u.error:.3g}, and {u.error_unchanged:.3g} of predicting no change."
+    errors = (
+        f"the root mean square error of the predictions is {u.error:.3g}; had no change been "
+        f"predicted, it would be {u.error_unchanged:.3g}."
     )
+    said = ""
+    if u.correlation is not None and u.slope is not None:
+        most = "noise hides them all" if u.ceiling is None else f"noise allows {u.ceiling:.2f}"
+        said = (
+            f"Over {u.n_queries:,} single queries predicted and retrained changes correlate at "
+            f"{u.correlation:.2f} ({most}), slope {u.slope:.2f}; {errors}"
+        )
+    if u.error > u.error_unchanged:
+        return (
+            "Do not use the predictions of single queries: they are further off than predicting "
+            f"no change. {said or errors[0].upper() + errors[1:]}"
+        )
+    return said
 
 
 def prediction_sentence(output: str, predicted: Sequence[float | None], observed: float) -> str:
@@ -243,12 +252,18 @@ def prediction_sentence(output: str, predicted: Sequence[float | None], observed
 
 
 def unlearning_sentence(
-    unlearning: Unlearning, output: str, predicted: Sequence[float | None], observed: float
+    unlearning: Unlearning,
+    output: str,
+    predicted: Sequence[float | None],
+    observed: float,
+    *,
+    limit: str = "",
 ) -> str:
-    """All of it: closeness, attack, prediction, single queries."""
+    """All of it: closeness, attack, what neither can say, prediction, single queries."""
     parts = (
         closeness_sentence(unlearning),
         membership_sentence(unlearning),
+        limit,
         prediction_sentence(output, predicted, observed),
         queries_sentence(unlearning),
     )

@@ -20,6 +20,8 @@ from tasks.reporting.forgetting import (
     prediction_sentence,
     queries_sentence,
 )
+from tasks.unlearning.copies import copies_that_stay
+from tasks.unlearning.handover import handed_place
 
 # Ids that a certificate lists; of more it gives the first.
 IDS_SHOWN = 40
@@ -44,6 +46,7 @@ def certified(
     """
     unlearning = from_facts(facts)
     observed = next(arm for arm in facts["arms"] if arm["arm"] == "retrained")["observed_change"]
+    copies = copies_that_stay(plan.data, plan.problems.forgotten(problem))
     preface = ""
     if request is not None and new_rows == 0:
         preface = (
@@ -60,11 +63,13 @@ def certified(
             sentences=(
                 closeness_sentence(unlearning),
                 membership_sentence(unlearning),
+                f"{copies.sentence} {copies.limit}" if copies else "",
                 prediction_sentence(str(facts["output"]), facts["predicted"], observed[0]),
                 queries_sentence(unlearning),
             ),
             unlearning=unlearning,
             checkpoints=facts["checkpoints"],
+            folder=handed_place(plan, plan.problems.verdict_key(problem) or ""),
             output=str(facts["own_output"]),
             provenance=_provenance(plan),
             preface=preface,

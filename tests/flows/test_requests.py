@@ -1,12 +1,15 @@
 """`winnow forget` from the shell: recorded, listed, answered once, and refused with exit code 2."""
 
 import json
+import os
+import pty
 import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from prefect._internal.analytics.ci_detection import CI_ENV_VARS
 
 from store.artifacts import Artifacts
 from store.workspace import Workspace
@@ -40,6 +43,32 @@ def test_a_request_is_recorded_answered_once_and_certified(winnow: Winnow, tmp_p
     told = winnow("run", spec)
     assert "nothing to do" in told.stderr
     assert "1 request among them" in told.stdout
+
+
+def test_a_new_user_reads_no_notice_of_telemetry(tmp_path: Path) -> None:
+    # Prefect prints it where it is imported first on a terminal, for whoever has not opted out.
+    spec, told = written(tmp_path), (WINNOW, "forget", "wines.toml", "--where", FOUR)
+    unset = ("DO_NOT_TRACK", *CI_ENV_VARS)
+    environment = {name: value for name, value in os.environ.items() if name not in unset}
+    ours, theirs = pty.openpty()
+    try:
+        process = subprocess.run(
+            told,
+            cwd=spec.parent,
+            env=environment | {"HOME": str(tmp_path / "home"), "NO_COLOR": "1"},
+            stdin=subprocess.DEVNULL,
+            stdout=theirs,
+            stderr=theirs,
+            timeout=120,
+            check=True,
+        )
+        text = os.read(ours, 65_536).decode()
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert process.returncode == 0
+    assert "4 rows to forget" in text
+    assert "usage data" not in text
 
 
 @pytest.mark.flow
@@ -90,6 +119,7 @@ def test_answers_that_were_killed_go_on_and_each_request_is_answered_once(
     [
         ((), "say one of --where SQL, --list and --process"),
         (("--list", "--process"), "say one of"),
+        (("--list", "--with-copies"), "--with-copies is about the rows of --where SQL"),
         (("--where", "SELECT example_id FROM examples"), "is a test row"),
         (("--where", "SELECT 5 AS example_id WHERE false"), "no example matches"),
         (("--where", FOUR, "--problem", "withdraw"), "did you mean 'withdrawn'?"),

@@ -22,6 +22,7 @@ from tasks.job import blueprint
 from tasks.outbox import certificates, pictures
 from tasks.preflight import open_job, preflight
 from tasks.reporting.entries import entries, refuse_undeclared
+from tasks.reporting.forgetting import from_facts, queries_sentence
 from tasks.reporting.report import read_findings, summary_json, summary_text
 from tasks.unlearning.certify import certified
 from tasks.unlearning.handover import checkpoints
@@ -184,6 +185,19 @@ def test_steps_that_overshoot_the_bank_keep_their_own_size(done: Blueprint) -> N
     sizes = removal_sizes(done, far, whole)
     assert sizes.options == {}
     assert "too little to tell a size" in sizes.sentence
+
+
+def test_predictions_that_are_worse_than_none_are_not_to_be_used(facts: dict[str, Any]) -> None:
+    found = dataclasses.replace(from_facts(facts), error=1.82, error_unchanged=0.58)
+    warning = "Do not use the predictions of single queries: they are further off than"
+    figures = "predictions is 1.82; had no change been predicted, it would be 0.58."
+    assert queries_sentence(found).startswith(warning)
+    assert queries_sentence(found).endswith(figures)
+    better = dataclasses.replace(found, error=0.4)
+    assert queries_sentence(better).startswith("Over ")
+    unordered = dataclasses.replace(found, correlation=None, slope=None)
+    assert queries_sentence(unordered).startswith(warning)
+    assert queries_sentence(unordered).endswith(figures)
 
 
 def test_what_is_handed_over_is_what_is_said_of_it(done: Blueprint, facts: dict[str, Any]) -> None:
