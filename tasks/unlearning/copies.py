@@ -67,8 +67,8 @@ class Copies:
         if not self:
             return ""
         return (
-            "That says nothing of what models know of the forgotten rows by the copies that stay: "
-            "retrained ones learnt from these too."
+            "The comparison says nothing of what models know of the forgotten rows by the copies "
+            "that stay: retrained ones learnt from these too."
         )
 
 
