@@ -13,7 +13,6 @@ import numpy as np
 
 from tasks.bank import retrained, states_of
 from tasks.blueprint import Blueprint
-from tasks.problems.shape import VERDICT
 from tasks.reporting.forgetting import FORGOTTEN, RETRAINED
 from tasks.train import WEIGHTS_FILE
 from tasks.unlearning.witnesses import Seen, Witnesses, observe
@@ -70,7 +69,7 @@ def checkpoints(plan: Blueprint) -> Checkpoints:
 
 def handed_place(plan: Blueprint, verdict: str) -> str:
     """The folder of the unlearned checkpoints of a verdict's key, relative to the workspace."""
-    return f"{plan.artifacts.root.name}/{VERDICT}/{verdict}"
+    return f"{plan.artifacts.root.name}/verdict/{verdict}"
 
 
 def state_of(states: "Mapping[str, Tensor]", place: int) -> "dict[str, Tensor]":
