@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from schemas.errors import InfeasibleProblem, RecipeError, ShapeError
 from schemas.frozen import either
-from schemas.methods import OUTPUTS_OF_TASK, Bm25Spec, EmbeddingSpec
+from schemas.methods import OUTPUTS_OF_TASK, Bm25Spec, EmbeddingSpec, MetagradientSpec
 from schemas.questions import WORTHS_OF_TASK
 from schemas.screening import SCREENS_OF_TASK
 from schemas.spec import AttributionSpec, DebugSpec, ScreenSpec, ValueSpec, load_spec
@@ -55,12 +55,14 @@ def preflight(job: Job) -> Job:
         RequestError: With what was found and what to do; nothing has been trained.
     """
     from attribution.devices import resolve
+    from attribution.training.batchnorm import refuse_unkept_statistics
 
     job = ingested(job)
     plan = blueprint(job)
     resolve(plan.spec.compute.device)
     _ = plan.sets.scored  # every set in use is run, and overlaps are refused
     model = plan.build_model()
+    refuse_unkept_statistics(model.train())
     for path in plan.loaded.checkpoint_paths:
         read_checkpoint(path, model)
     for problem in plan.spec.decisions:
@@ -84,6 +86,7 @@ def check_attribution(plan: Blueprint, model: "nn.Module", attribution: Attribut
         RecipeError: The model's gradient cannot be taken row by row.
     """
     from attribution.gradients import PerExampleGradients
+    from attribution.training.batchnorm import refuse_tied_rows
 
     task, output = plan.dataset.facts.task, plan.output(attribution)
     if output not in OUTPUTS_OF_TASK[task]:
@@ -108,6 +111,8 @@ def check_attribution(plan: Blueprint, model: "nn.Module", attribution: Attribut
     try:
         some = PerExampleGradients(model, None, output=output)
         some.run(torch_rows(rows.inputs[:2]), torch_rows(rows.targets[:2]))
+        if isinstance(attribution, MetagradientSpec):
+            refuse_tied_rows(model.train())
     except RecipeError as error:
         raise RecipeError(f"attribution '{attribution.name}': {error}") from error
 

@@ -19,6 +19,7 @@ from attribution.models import torch_stream
 from attribution.outputs import Task, training_loss
 from attribution.rows import Inputs, call_at, take
 from attribution.streams import Purpose, torch_seed
+from attribution.training.batchnorm import normalise_lone_rows
 from attribution.training.optimizers import Stack
 
 # Train-mode forward passes that draw random numbers, keep statistics or have no vmap rule.
@@ -144,6 +145,7 @@ class LoopGradients:
         # A copy of its own: functional_call swaps the parameters of the module that it is given,
         # and chunks may run on several threads.
         self.model = copy.deepcopy(model).train()
+        normalise_lone_rows(self.model)
         self.params, self.into, self.constants = params, into, constants
         self.seeds, self.inputs, self.targets, self.task = seeds, inputs, targets, task
         self.epoch = self.step = 0

@@ -22,6 +22,7 @@ from attribution.models import ModelLike, fresh, torch_stream
 from attribution.outputs import training_loss
 from attribution.rows import Source, call, take
 from attribution.training.anymodel import noise_seed
+from attribution.training.batchnorm import normalise_lone_rows
 from attribution.training.chunks import Chunk, mapper, merge, usual_threads
 from attribution.training.jobs import Job, TrainingPath, checked_data, make_job, split_state
 from attribution.training.recipe import Optimizer, Recipe, epoch_order
@@ -190,6 +191,7 @@ def train_one_reference(
     where = resolve(device)
     inputs, targets, kind = checked_data(train, task, dtype, where)
     net = fresh(model, seed).to(device=where, dtype=dtype).train()
+    normalise_lone_rows(net)
     trainable = [parameter for parameter in net.parameters() if parameter.requires_grad]
     optimizer = _torch_optimizer(training, trainable)
     subset = np.flatnonzero(np.asarray(mask))

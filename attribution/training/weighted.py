@@ -21,6 +21,7 @@ from attribution.outputs import training_loss
 from attribution.rows import Inputs, Rows, Source, call_at, take
 from attribution.training.adjoint import State, rule_of
 from attribution.training.anymodel import noise_seed
+from attribution.training.batchnorm import refuse_tied_rows
 from attribution.training.jobs import make_job, split_state
 from attribution.training.recipe import Recipe, epoch_order
 from schemas.errors import RecipeError, ShapeError
@@ -200,19 +201,15 @@ class WeightedRun:
         return torch_stream(seed, cuda=self.device == "cuda")
 
     def _refuse_batch_statistics(self) -> None:
+        refuse_tied_rows(self.net.train())
         kept = {name: value._version for name, value in self._constants.items()}
-        norms = any(
-            isinstance(part, nn.modules.batchnorm._BatchNorm) for part in self.net.modules()
-        )
         with torch.no_grad():
-            if not norms:
-                self.loss(self._first, self._weights[self.rows(0)], 0)
+            self.loss(self._first, self._weights[self.rows(0)], 0)
         changed = [name for name, value in self._constants.items() if value._version != kept[name]]
-        if norms or changed:
-            found = f"changes its buffer {changed[0]!r}" if changed else "has batch norm"
+        if changed:
             raise RecipeError(
-                f"the model {found} while it trains, so that a row of weight 0 still acts on "
-                "others; use layer or group norm, or a method that reads checkpoints"
+                f"the model changes its buffer {changed[0]!r} while it trains, so that a row of "
+                "weight 0 still acts on others; take a method that reads checkpoints"
             )
 
 

@@ -380,7 +380,7 @@ def test_what_cannot_be_unrolled_is_refused() -> None:
         )
 
     for track in (True, False):
-        with pytest.raises(RecipeError, match="batch norm"):
+        with pytest.raises(RecipeError, match="ties the rows of a batch"):
             explain(norm(track))
 
     class Counting(nn.Module):

@@ -144,7 +144,8 @@ WRONG = {
     "an unknown source": (replace("csv:rows", "cvs:rows"), "csv"),
     "a missing file": (replace("rows.csv", "other.csv"), "other.csv"),
     "a missing target": (replace('target = "kind"', 'target = "kid"'), "kind"),
-    "a row that is no number": (cell(7, 1, "nan"), "length"),
+    "a row that is no number": (cell(7, 1, "nan"), "; fill it in or remove the row"),
+    "a marker for nothing": (cell(7, 1, "n/a"), "row 7 has 'n/a' in feature column 'length'"),
     "a duplicate id": (cell(9, 0, "3"), "3"),
     "a missing label": (cell(5, 3, ""), "kind"),
     "a single class": (one_class, "class"),
@@ -233,6 +234,39 @@ WRONG = {
             """
         ),
         "rows",
+    ),
+    "batch norm without statistics to be asked by": (
+        recipe(
+            """
+            from torch import nn
+
+            def build():
+                norm = nn.BatchNorm1d(1, track_running_stats=False)
+                return nn.Sequential(
+                    nn.Unflatten(1, (1, 2)), norm, nn.Flatten(), nn.Linear(2, 2)
+                )
+            """
+        ),
+        "'1' is a BatchNorm1d without running statistics",
+    ),
+    "a derivative through batch norm": (
+        lambda folder: [
+            change(folder)
+            for change in (
+                recipe(
+                    """
+                    from torch import nn
+
+                    def build():
+                        return nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+                    """
+                ),
+                replace('method = "trak"\nprojection = { dim = 16 }', 'method = "metagradient"'),
+                replace('name = "trak"', 'name = "exact"'),
+                replace('uses = "trak"', 'uses = "exact"'),
+            )
+        ],
+        "attribution 'exact': '1' is a BatchNorm1d: it ties the rows of a batch together",
     ),
     "cuda where there is none": (
         replace("[bank]", '[compute]\ndevice = "cuda"\n\n[bank]'),
