@@ -12,6 +12,7 @@ from schemas.frozen import IDENTIFIER, nearest
 from schemas.methods import OUTPUTS_OF_TASK, AttributionSpec, EmbeddingSpec, TrakSpec
 from schemas.poisoning import CLASS, PoisonSpec
 from schemas.questions import (
+    DEFAULT_SETS,
     WORTHS_OF_TASK,
     DebugSpec,
     ProblemSpec,
@@ -22,7 +23,7 @@ from schemas.questions import (
     attributions_of,
     target_sets,
 )
-from schemas.recipe import BUILT_IN_MODELS, TEXT_MODELS, DataSpec, ModelSpec, Task
+from schemas.recipe import BUILT_IN_MODELS, TABLE_SCHEMES, TEXT_MODELS, DataSpec, ModelSpec, Task
 from schemas.screening import ScreenSpec, screen_conflicts
 from schemas.unlearning import METHODS_OF_TASK, UnlearnSpec
 
@@ -134,9 +135,18 @@ def _select_conflicts(place: int, problem: SelectSpec, task: Task | None, above:
             (place, "quotas", "class"),
             f"a {task} has no classes; leave the quotas of 'class' out",
         )
+    for column in problem.quotas:
+        if column != CLASS:
+            yield from _unknown_column((place, "quotas", column), column, above)
+    for number, budget in enumerate(problem.budgets):
+        which = (number,) if isinstance(problem.budget, tuple) else ()
+        yield from _unknown_column((place, "budget", *which, "column"), budget.column, above)
     for option, names in (("include", problem.included), ("exclude", problem.excluded)):
         for name in names:
             yield from _unknown_set((place, option), name, above)
+            if name in DEFAULT_SETS and above.get("sets", {}).get(name) == DEFAULT_SETS[name]:
+                advice = "only what is trained on can be chosen; name a set of training rows"
+                yield (place, option), f"'{name}' holds test rows, and {advice}"
 
 
 def _unlearn_conflicts(
@@ -181,6 +191,17 @@ def _repeated_names(entries: tuple[AttributionSpec, ...] | tuple[ProblemSpec, ..
     for place, name in enumerate(names):
         if name in names[:place]:
             yield (place, "name"), f"'{name}' is the name of another one; give each its own"
+
+
+def _unknown_column(place: tuple[str | int, ...], name: str, above: Any) -> Conflicts:
+    """A table's metadata columns are those that the spec lists; other sources bring their own."""
+    data = above.get("data")
+    if data is None or data.scheme not in TABLE_SCHEMES:
+        return
+    texts = (data.text.column, data.text.answer) if data.text else ()
+    if name not in (*data.metadata, *texts):
+        hint = nearest(name, data.metadata) or "; name it in data.metadata"
+        yield place, f"there is no metadata column '{name}'{hint}"
 
 
 def _unknown_set(place: tuple[str | int, ...], name: str, above: Any) -> Conflicts:

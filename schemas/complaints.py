@@ -113,7 +113,11 @@ def _sentence(place: Place, found: list[Any], model: type[BaseModel]) -> str:
             return _how_to_add(str(place[-1]), _field(place, model))
         case "union_tag_invalid":
             known = {tag.strip(" '") for tag in first["ctx"]["expected_tags"].split(",")}
-            return f"found {shown(first['ctx']['tag'])}{nearest(first['ctx']['tag'], known)}"
+            # Which keys there are depends on it.
+            hint = nearest(first["ctx"]["tag"], known)
+            return (
+                f"found {shown(first['ctx']['tag'])}, so no other key of its table was read{hint}"
+            )
         case kind if kind == REFUSAL:
             return str(first["msg"])
     advice = " or ".join(dict.fromkeys(_advice(details) for details in found))

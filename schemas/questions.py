@@ -23,6 +23,15 @@ LIMITS = ("min", "max")
 
 SetName = Annotated[str, Field(pattern=IDENTIFIER, max_length=80)]
 
+DEFAULT_SETS = {
+    # Halves of the test rows by the first digit of the hash of their content: new rows move no
+    # old one, and two copies of an input never stand on both sides.
+    "queries": "SELECT example_id FROM examples WHERE split = 'test' AND content_hash < '8' "
+    "ORDER BY example_id",
+    "holdout": "SELECT example_id FROM examples WHERE split = 'test' AND content_hash >= '8' "
+    "ORDER BY example_id",
+}
+
 
 class Quota(Frozen):
     """``problem.quotas.COLUMN.VALUE``: how many rows may be chosen; both the same for exactly."""

@@ -38,6 +38,7 @@ from schemas.methods import (
 )
 from schemas.poisoning import PoisonSpec
 from schemas.questions import (
+    DEFAULT_SETS,
     ChoiceSpec,
     DebugSpec,
     DecisionSpec,
@@ -64,15 +65,6 @@ from schemas.settings import ComputeSpec, StoreSpec, TrackingSpec
 from schemas.unlearning import UnlearnSpec
 
 SCHEMA_PATH = Path(__file__).with_name("curation.schema.json")
-
-DEFAULT_SETS = {
-    # Halves of the test rows by the first digit of the hash of their content: new rows move no
-    # old one, and two copies of an input never stand on both sides.
-    "queries": "SELECT example_id FROM examples WHERE split = 'test' AND content_hash < '8' "
-    "ORDER BY example_id",
-    "holdout": "SELECT example_id FROM examples WHERE split = 'test' AND content_hash >= '8' "
-    "ORDER BY example_id",
-}
 
 
 def _is_query(sql: str) -> str:

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.errors import DataError, QueryError
+from schemas.questions import DEFAULT_SETS
 from schemas.spec import (
-    DEFAULT_SETS,
     CurationSpec,
     DebugSpec,
     DecisionSpec,

@@ -241,7 +241,14 @@ def test_one_mistake_gives_one_line(lines: str, complaint: str) -> None:
             "",
             "problem: missing, as is attribution; add that, or a problem of kind 'value'",
         ),
-        ('"trak"', '"track"', "attribution[0].method: found 'track'; did you mean 'trak'?"),
+        (
+            '"trak"',
+            '"track"',
+            (
+                "attribution[0].method: found 'track', so no other key of its table was read; "
+                "did you mean 'trak'?"
+            ),
+        ),
         (
             'method = "trak"',
             "",
@@ -407,7 +414,22 @@ def test_a_method_has_its_own_options_only() -> None:
             "size = 1000\nduplicates = 1.2",
             "problem[0].duplicates: found 1.2; write 'keep' or 'content' or a number of at most 1",
         ),
-        ('"select"', '"selekt"', "problem[0].kind: found 'selekt'; did you mean 'select'?"),
+        (
+            '"select"',
+            '"selekt"',
+            (
+                "problem[0].kind: found 'selekt', so no other key of its table was read; "
+                "did you mean 'select'?"
+            ),
+        ),
+        (
+            "size = 1000",
+            "size = 1000\ninclude = 'queries'",
+            (
+                "problem[0].include: 'queries' holds test rows, and only what is trained on can be "
+                "chosen; name a set of training rows"
+            ),
+        ),
     ],
 )
 def test_one_mistake_in_a_problem_gives_one_line(old: str, new: str, complaint: str) -> None:
@@ -526,6 +548,27 @@ def test_a_column_has_one_role(column: str, complaint: str) -> None:
     data = f"[data]\nsource = 'csv:a.csv'\ntarget = 'label'\n{column}\n"
     text = MINIMAL.replace('data.source = "sklearn:digits"', "")
     assert problems(text.replace("[[attribution]]", data + "[[attribution]]")) == (complaint,)
+
+
+@pytest.mark.parametrize(
+    ("lines", "complaint"),
+    [
+        ("quotas = { sit = { a = { min = 1 } } }", "quotas.sit: there is no metadata column 'sit'"),
+        ("budget = { column = 'cents', most = 9 }", "budget.column: there is no metadata column"),
+        (
+            "budget = [{ column = 'cost', most = 9 }, { column = 'cots', most = 9 }]",
+            "budget[1].column: there is no metadata column 'cots'; did you mean 'cost'?",
+        ),
+    ],
+)
+def test_a_column_that_no_table_keeps_is_told_before_rows_are_read(
+    lines: str, complaint: str
+) -> None:
+    kept = 'csv:rows.csv"\ndata.target = "label"\ndata.metadata = ["site", "cost"]'
+    text = MINIMAL.replace('sklearn:digits"', kept) + PROBLEM + lines
+    (found,) = problems(text)
+    assert found.startswith(f"problem[0].{complaint}")
+    parse_spec(tomllib.loads(text.replace("csv:rows.csv", "python:rows.py:dataset")))
 
 
 def test_all_mistakes_are_told_at_once() -> None:
