@@ -226,6 +226,9 @@ def _features(
     if not names:
         raise DataError(f"{path} has no feature columns beside those with a role")
     odd = [name for name in names if not _is_numeric(frame[name].dtype)]
+    for name in odd:
+        if frame[name].dtype == pl.String:
+            _refuse_markers(frame[name], "feature")
     if odd:
         raise DataError(
             f"{path}: {'; '.join(_describe_odd(frame[name]) for name in odd[:5])}"
@@ -300,14 +303,14 @@ def _targets(column: pl.Series) -> NDArray[Any]:
     if column.dtype.is_numeric():
         return column.cast(pl.Float64).to_numpy()
     if column.dtype in (pl.String, pl.Categorical, pl.Enum):
-        _refuse_markers(column.cast(pl.String))
+        _refuse_markers(column.cast(pl.String), "target")
         return np.asarray(column.cast(pl.String).to_list(), dtype=str)
     raise DataError(
         f"target column {column.name!r} is of type {column.dtype}; give numbers, text or booleans"
     )
 
 
-def _refuse_markers(column: pl.Series) -> None:
+def _refuse_markers(column: pl.Series, role: str) -> None:
     """Refuse "n/a" among numbers: as a class of its own it would turn a regression into classes.
 
     Among other words it may be a class ("none" is a plausible one).
@@ -317,7 +320,7 @@ def _refuse_markers(column: pl.Series) -> None:
     if marked.any() and rest.len() and rest.cast(pl.Float64, strict=False).null_count() == 0:
         row = int(marked.arg_true()[0])
         raise DataError(
-            f"row {row + 1} has {column[row]!r} in target column {column.name!r}, where other "
+            f"row {row + 1} has {column[row]!r} in {role} column {column.name!r}, where other "
             "rows have numbers; fill it in or remove the row"
         )
 

@@ -91,7 +91,12 @@ def test_lists_of_numbers_are_features(tmp_path: Path) -> None:
         ("id,x,label\nk,1,a\nk,1,b\n", "rows 1 and 2 share the id k"),
         ("id,x,label\n-4,1,a\n", r"row 1 \(id -4\): integer ids must lie in 0\.\."),
         ("id,x,label\n,1,a\n3,1,a\n", r"row 1 has no value in column 'id' \(id\)"),
-        ("x,z,label\n1,n/a,a\n2,3,b\n", "'z' holds text \\('n/a' in row 1\\).* data.metadata"),
+        (
+            "x,z,label\n1,n/a,a\n2,3,b\n",
+            "row 1 has 'n/a' in feature column 'z', where other rows have numbers; fill",
+        ),
+        ("x,z,label\n1,2,a\n1,nan,b\n", "row 2 has 'nan' in feature column 'z', .* or remove the"),
+        ("x,z,label\n1,n/a,a\n2,web,b\n", "'z' holds text \\('n/a' in row 1\\).* data.metadata"),
         ("label\na\n", "has no feature columns"),
         ("x,x,label\n1,2,a\n", "two columns called 'x'"),
         (b"x,label\n1,a\n2,\xff\n", "line 3, byte 3 is not UTF-8"),
