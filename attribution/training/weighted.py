@@ -13,7 +13,7 @@ from math import prod
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from attribution.models import ModelLike, torch_stream
