@@ -171,8 +171,9 @@ def _answer(plan: Blueprint, problem: "SelectSpec") -> "dict[str, Figure]":
     if plan.dataset.facts.n_tokens:  # token numbers are nothing to look at
         return drawn
     inputs, captions = _worst(plan, problem)
+    features = plan.dataset.facts.features or None
     title = f"The {len(inputs)} rows it would drop first"
-    drawn["gallery"] = gallery(inputs, captions, title=title)
+    drawn["gallery"] = gallery(inputs, captions, feature_names=features, title=title)
     if measure == "accuracy":
         drawn["overview"] = figures.hero(
             inputs,
@@ -184,6 +185,7 @@ def _answer(plan: Blueprint, problem: "SelectSpec") -> "dict[str, Figure]":
             groups=groups,
             points=points,
             arms_title=said,
+            feature_names=features,
         )
     return drawn
 

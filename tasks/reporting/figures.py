@@ -141,6 +141,7 @@ def hero(
     groups: Sequence[str] | None = None,
     points: Mapping[str, tuple[float, float]] | None = None,
     arms_title: str = "",
+    feature_names: Sequence[str] | None = None,
     gallery_title: str = "The rows it would drop",
 ) -> Figure:
     """Draw the whole answer in one wide picture: the rows, the arms, predicted against observed.
@@ -156,13 +157,21 @@ def hero(
         groups: [m] as in `predicted_against_observed`.
         points: The arms of `predicted_against_observed`.
         arms_title: As the title of `arms`.
+        feature_names: As in `gallery`.
         gallery_title: What the rows on the left are.
     """
     figure = Figure(figsize=(13.0, 3.7), layout="constrained")
     # matplotlib types subfigures() as one SubFigure; for several columns it is an array of them.
     panels: Any = figure.subfigures(1, 3, width_ratios=(1.1, 1.15, 1.0), wspace=0.03)
     left, middle, right = panels
-    gallery_panel(left, inputs, captions, image_shape=image_shape, title=gallery_title)
+    gallery_panel(
+        left,
+        inputs,
+        captions,
+        image_shape=image_shape,
+        feature_names=feature_names,
+        title=gallery_title,
+    )
     axes = dressed(middle.add_subplot())
     _arms(axes, results, "accuracy")
     headline(axes, arms_title, size=10)

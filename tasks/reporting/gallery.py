@@ -57,6 +57,7 @@ def gallery_panel(
     captions: Sequence[str],
     *,
     image_shape: tuple[int, ...] | None,
+    feature_names: Sequence[str] | None = None,
     title: str,
 ) -> None:
     """Draw the first rows into a part of a figure: at most 12 pictures, or 4 rows of features."""
@@ -66,7 +67,7 @@ def gallery_panel(
     shown, columns = (inputs, 4) if shape else (inputs[:4], 2)
     rows = max(1, -(-len(shown) // columns))
     panel.suptitle(title, color=INK, fontsize=10, x=0.02, ha="left", fontweight="bold")
-    _fill(panel, (rows, columns), shown, captions, shape, scores, None)
+    _fill(panel, (rows, columns), shown, captions, shape, scores, feature_names)
 
 
 def image_shape_of(shape: Sequence[int]) -> tuple[int, ...] | None:

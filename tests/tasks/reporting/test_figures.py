@@ -117,6 +117,18 @@ def test_rows_of_a_table_are_shown_by_their_oddest_features() -> None:
     assert not figure.axes[0].images
 
 
+def test_the_whole_answer_calls_features_by_their_names() -> None:
+    names = [f"feature {i}" for i in range(10)]
+    arms = {"chosen": (0.9, 0.8, 1.0), "all": (0.8, 0.7, 0.9)}
+    observed = np.array([0.1, 0.2, 0.4])
+    for given, first in ((names, "feature"), (None, "x")):
+        figure = figures.hero(
+            RNG.random((2, 10)), ["a", "b"], arms, observed, observed, feature_names=given
+        )
+        labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+        assert all(label.startswith(first) for label in labels)
+
+
 def test_a_gallery_of_nothing_is_only_a_title() -> None:
     assert gallery(np.zeros((0, 8, 8)), []).axes == []
 
