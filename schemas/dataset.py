@@ -28,7 +28,9 @@ class DatasetFacts(Frozen):
     n_tokens: Annotated[int, Field(ge=0)] = 0
     """Token numbers of texts, padding included; 0 where the inputs are no texts."""
     n_corrupted: Annotated[int, Field(ge=0)] = 0
-    """Training rows whose target was changed on purpose."""
+    """Training rows whose target is known to be wrong: changed on purpose, or so by the source."""
+    features: tuple[str, ...] = ()
+    """Names of the columns of inputs [n, d]; empty where the source names none."""
     source_digest: Annotated[str, Field(min_length=1)]
     """Digest of the source: the file's bytes, or name and version of a built-in set."""
 

@@ -70,7 +70,7 @@ class RunPartFrame(dy.Schema):
 class ExampleFrame(dy.Schema):
     """One row: one example as it is used; targets are text, a class name or a number.
 
-    `true_target` differs from `target` where a label was changed on purpose; null is unknown.
+    `true_target` differs from `target` where a label is known to be wrong; null is unknown.
     """
 
     dataset_id = dy.String(primary_key=True, min_length=1)

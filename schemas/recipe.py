@@ -104,6 +104,9 @@ class DataSpec(Frozen):
     """sklearn:NAME, csv:, parquet:, jsonl: or npz:PATH, idx:FOLDER, python:FILE.py:FUNCTION."""
     target: str | None = None
     """Column to predict; needed for csv, parquet and jsonl, but where a text predicts itself."""
+    true_target: Annotated[str | None, Field(exclude_if=lambda column: column is None)] = None
+    """Column of the true labels where they are known: reports say which of the wrong ones were
+    found. Models never see it."""
     text: TextSpec | None = None
     """A text column as the input; without `target`, each token is predicted from those before."""
     id: str | None = None
@@ -167,6 +170,7 @@ class DataSpec(Frozen):
             yield ("text", "answer"), f"column '{self.text.answer}' has another role; name another"
         if self.text and self.text.answer and self.target:
             yield ("text", "answer"), "only a text that predicts itself has answers; leave it out"
+        yield from self._truth_problems()
         if self.known_task == "language" and self.task != "auto":
             yield ("task",), f"a {self.task} needs a target; name its column, or leave it out"
         if self.scheme in TABLE_SCHEMES and not self.target and not self.text:
@@ -191,6 +195,20 @@ class DataSpec(Frozen):
         if self.corrupt.labels > 0 and self.known_task in ("regression", "language"):
             kind = "a regression" if self.target or not self.text else "text without a target"
             yield ("corrupt", "labels"), f"{kind} has no labels to flip; leave it out"
+
+    def _truth_problems(self) -> Iterator[tuple[tuple[str, ...], str]]:
+        """What speaks against a column of true labels."""
+        if self.true_target is None:
+            return
+        taken = (self.target, self.id, self.split, *self.metadata)
+        if self.scheme not in TABLE_SCHEMES:
+            yield ("true_target",), f"{self.source} has no such column; use csv, parquet or jsonl"
+        if self.true_target in taken or (self.text and self.true_target == self.text.column):
+            yield ("true_target",), f"column '{self.true_target}' has another role; name another"
+        if self.known_task in ("regression", "language"):
+            yield ("true_target",), f"a {self.known_task} has no labels to be wrong; leave it out"
+        if self.corrupt.labels > 0:
+            yield ("true_target",), "corrupt.labels takes the labels for true ones; leave one out"
 
 
 _AFTER = {scheme: f"rows.{scheme}" for scheme in FILE_SCHEMES} | {

@@ -64,7 +64,7 @@ class StoredDataset:
         classes: Class names by index; empty for a regression.
         facts: What the data set says of itself.
         examples: The rows of the published `examples` table, without dataset_id; `true_target` is
-            null where no label was corrupted.
+            null where no label is known to be wrong.
     """
 
     example_ids: Array
@@ -197,7 +197,7 @@ def load_dataset(folder: Path) -> StoredDataset:
             "run `winnow run SPEC --refresh data` to rebuild it"
         ) from error
     if not facts.n_corrupted:
-        # Where no label was changed on purpose, nobody knows which are true.
+        # Where no label is known to be wrong, nobody knows which are true.
         examples = examples.with_columns(true_target=pl.lit(None, dtype=pl.String))
     return StoredDataset(
         example_ids=examples["example_id"].cast(pl.Int64).to_numpy(),

@@ -87,14 +87,14 @@ def ingest(loaded_spec: LoadedSpec, workspace: Workspace) -> Manifest:
     known = artifacts.find(STAGE, key)
     if known is not None:
         return known
-    advance(STAGE, 0, 3)
+    advance(STAGE, 0, 3, "steps")
     rows = read_rows(spec.data.source, path, columns_of(spec.data))
     if source_digest(spec.data.source, path) != digest:
         raise DataError(f"{path} changed while it was read; run again when it is complete")
-    advance(STAGE, 1, 3)
+    advance(STAGE, 1, 3, "steps")
     prepared = prepare(rows, spec.data, seed=spec.seed)
     facts = _facts(rows, prepared, spec.data, digest)
-    advance(STAGE, 2, 3)
+    advance(STAGE, 2, 3, "steps")
     with artifacts.seal(
         STAGE,
         key,
@@ -103,7 +103,7 @@ def ingest(loaded_spec: LoadedSpec, workspace: Workspace) -> Manifest:
         facts=facts.model_dump(mode="json"),
     ) as draft:
         _write(draft.path, rows, prepared, facts)
-    advance(STAGE, 3, 3)
+    advance(STAGE, 3, 3, "steps")
     return draft.manifest
 
 
@@ -118,14 +118,13 @@ def prepare(rows: Rows, data: DataSpec, *, seed: int) -> Prepared:
     Raises:
         DataError: A side or a class is too small, or targets or split values do not fit.
     """
-    task, truth, classes = partition.encode_targets(rows.targets, data.task)
+    task, targets, truth, classes = _encoded(rows, data)
     hashes = partition.input_hashes(rows.inputs)
     if rows.split is not None:
         train = ~partition.declared_split(rows.split)
     else:
         train = ~partition.keyed_split(hashes, seed=seed, test_fraction=data.test_fraction)
-    partition.check_sides(truth, train, classes)
-    targets = truth
+    partition.check_sides(targets, train, classes)
     if data.corrupt.labels > 0:
         if task != "classification":
             raise DataError(
@@ -158,8 +157,35 @@ def prepare(rows: Rows, data: DataSpec, *, seed: int) -> Prepared:
 def columns_of(data: DataSpec) -> Columns:
     """Which columns of a table mean what, as a spec says."""
     return Columns(
-        target=data.target, text=data.text, id=data.id, split=data.split, metadata=data.metadata
+        target=data.target,
+        true_target=data.true_target,
+        text=data.text,
+        id=data.id,
+        split=data.split,
+        metadata=data.metadata,
     )
+
+
+def _encoded(
+    rows: Rows, data: DataSpec
+) -> tuple[Task, NDArray[Any], NDArray[Any], tuple[str, ...]]:
+    """The task, targets and true targets as models have them, and the classes of both."""
+    if rows.true_targets is None:
+        task, targets, classes = partition.encode_targets(rows.targets, data.task)
+        return task, targets, targets, classes
+    if rows.targets.dtype.kind != rows.true_targets.dtype.kind:
+        raise DataError(
+            f"data.target {data.target!r} and data.true_target {data.true_target!r} are of "
+            "different types, so that no label is a true one; write both alike"
+        )
+    both = np.concatenate([rows.targets, rows.true_targets])
+    task, encoded, classes = partition.encode_targets(both, data.task)
+    if task != "classification":
+        raise DataError(
+            "data.true_target is of classes, and these targets are numbers; leave it out, or say "
+            "data.task = 'classification'"
+        )
+    return task, encoded[: len(rows)], encoded[len(rows) :], classes
 
 
 def _standardise(
@@ -201,7 +227,8 @@ def _facts(rows: Rows, prepared: Prepared, data: DataSpec, digest: str) -> Datas
         input_shape=prepared.inputs.shape[1:],
         input_dtype=str(prepared.inputs.dtype),
         n_tokens=data.text.vocabulary if data.text else 0,
-        n_corrupted=int((prepared.targets != prepared.true_targets).sum()),
+        n_corrupted=int((prepared.targets != prepared.true_targets)[prepared.train].sum()),
+        features=rows.features,
         source_digest=digest,
     )
 

@@ -219,7 +219,7 @@ COMMENT ON VIEW mislabel_candidates IS 'Every training example of the latest att
 COMMENT ON COLUMN mislabel_candidates.suspicion IS 'Rank by harm, from 1; look at the first ones first.';
 COMMENT ON COLUMN mislabel_candidates.example_id IS 'The training example.';
 COMMENT ON COLUMN mislabel_candidates.target IS 'The label it was trained on.';
-COMMENT ON COLUMN mislabel_candidates.true_target IS 'The label before any was corrupted on purpose; NULL where none was.';
+COMMENT ON COLUMN mislabel_candidates.true_target IS 'The true label: before any was corrupted on purpose, or as data.true_target says; NULL where nobody knows.';
 COMMENT ON COLUMN mislabel_candidates.harm IS 'How much it hurts the scored queries on average; NULL where the output has no good direction.';
 COMMENT ON COLUMN mislabel_candidates.mean_score IS 'Its mean score over all scored queries.';
 COMMENT ON COLUMN mislabel_candidates.self_influence IS 'Its effect on itself: large for what the model had to memorise.';
@@ -278,7 +278,7 @@ CREATE VIEW selected_examples AS
 SELECT
     row_number() OVER (ORDER BY w.utility DESC, w.example_id) AS rank,
     w.example_id, w.utility, x.target, x.true_target,
-    coalesce(x.target <> x.true_target, false) AS corrupted, x.source_id, x.metadata, s.problem, s.solution_id
+    x.target <> x.true_target AS corrupted, x.source_id, x.metadata, s.problem, s.solution_id
 FROM latest_solution AS s
 JOIN solution_rows AS w ON w.solution_id = s.solution_id AND w.chosen
 LEFT JOIN examples AS x ON x.dataset_id = s.dataset_id AND x.example_id = w.example_id
@@ -288,8 +288,8 @@ COMMENT ON COLUMN selected_examples.rank IS 'Rank by utility, from 1.';
 COMMENT ON COLUMN selected_examples.example_id IS 'The example.';
 COMMENT ON COLUMN selected_examples.utility IS 'What having it is predicted to add to the objective.';
 COMMENT ON COLUMN selected_examples.target IS 'The label it is trained on.';
-COMMENT ON COLUMN selected_examples.true_target IS 'The label before any was corrupted on purpose; NULL where none was.';
-COMMENT ON COLUMN selected_examples.corrupted IS 'Whether its label was corrupted on purpose.';
+COMMENT ON COLUMN selected_examples.true_target IS 'The true label: before any was corrupted on purpose, or as data.true_target says; NULL where nobody knows.';
+COMMENT ON COLUMN selected_examples.corrupted IS 'Whether its label is known to be wrong; NULL where no true labels are known.';
 COMMENT ON COLUMN selected_examples.source_id IS 'The id in the source where that is a text.';
 COMMENT ON COLUMN selected_examples.metadata IS 'The source''s metadata columns as a JSON object.';
 COMMENT ON COLUMN selected_examples.problem IS 'The problem''s name in the spec.';
@@ -299,7 +299,7 @@ CREATE VIEW dropped_examples AS
 SELECT
     row_number() OVER (ORDER BY w.utility, w.example_id) AS rank,
     w.example_id, w.utility, x.target, x.true_target,
-    coalesce(x.target <> x.true_target, false) AS corrupted, x.source_id, x.metadata, s.problem, s.solution_id
+    x.target <> x.true_target AS corrupted, x.source_id, x.metadata, s.problem, s.solution_id
 FROM latest_solution AS s
 JOIN solution_rows AS w ON w.solution_id = s.solution_id AND NOT w.chosen
 LEFT JOIN examples AS x ON x.dataset_id = s.dataset_id AND x.example_id = w.example_id
@@ -309,8 +309,8 @@ COMMENT ON COLUMN dropped_examples.rank IS 'Rank by utility from the lowest, fro
 COMMENT ON COLUMN dropped_examples.example_id IS 'The example.';
 COMMENT ON COLUMN dropped_examples.utility IS 'What having it is predicted to add to the objective.';
 COMMENT ON COLUMN dropped_examples.target IS 'The label it had.';
-COMMENT ON COLUMN dropped_examples.true_target IS 'The label before any was corrupted on purpose; NULL where none was.';
-COMMENT ON COLUMN dropped_examples.corrupted IS 'Whether its label was corrupted on purpose.';
+COMMENT ON COLUMN dropped_examples.true_target IS 'The true label: before any was corrupted on purpose, or as data.true_target says; NULL where nobody knows.';
+COMMENT ON COLUMN dropped_examples.corrupted IS 'Whether its label is known to be wrong; NULL where no true labels are known.';
 COMMENT ON COLUMN dropped_examples.source_id IS 'The id in the source where that is a text.';
 COMMENT ON COLUMN dropped_examples.metadata IS 'The source''s metadata columns as a JSON object.';
 COMMENT ON COLUMN dropped_examples.problem IS 'The problem''s name in the spec.';
@@ -335,6 +335,30 @@ COMMENT ON COLUMN prices_by_constraint.targets IS 'The sets of queries it was so
 COMMENT ON COLUMN prices_by_constraint.solution_id IS 'The solution.';
 COMMENT ON COLUMN prices_by_constraint.run_id IS 'Its run.';
 COMMENT ON COLUMN prices_by_constraint.committed_at IS 'When the run was committed.';
+
+CREATE VIEW arms AS
+WITH latest AS (
+    SELECT v.run_id
+    FROM verdicts AS v JOIN runs AS r USING (run_id)
+    ORDER BY r.committed_at DESC, v.run_id
+    LIMIT 1
+)
+SELECT
+    s.problem, v.arm, v.n_rows, 100 * v.accuracy AS accuracy, v.value,
+    v.observed_change AS change,
+    CASE WHEN v.accuracy IS NOT NULL THEN 100 * v.advantage END AS points
+FROM verdicts AS v
+JOIN latest USING (run_id)
+JOIN solutions AS s ON s.solution_id = v.solution_id
+ORDER BY s.problem, v.arm <> 'chosen', v.arm <> 'all', v.arm;
+COMMENT ON VIEW arms IS 'What each arm of the latest verdicts reached: one row an arm, in few columns; verdicts has intervals and predictions.';
+COMMENT ON COLUMN arms.problem IS 'The problem''s name in the spec.';
+COMMENT ON COLUMN arms.arm IS 'What the models were trained on, as in verdicts.';
+COMMENT ON COLUMN arms.n_rows IS 'Rows they were trained on.';
+COMMENT ON COLUMN arms.accuracy IS 'Mean accuracy on the judging set, in percent; NULL where there is none.';
+COMMENT ON COLUMN arms.value IS 'Mean output on the judging set.';
+COMMENT ON COLUMN arms.change IS 'Change of the output against the arm all.';
+COMMENT ON COLUMN arms.points IS 'Accuracy of the arm chosen minus the accuracy of this arm, in percentage points; NULL where there is no accuracy.';
 
 CREATE VIEW bank_by_kind AS
 SELECT

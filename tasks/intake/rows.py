@@ -24,6 +24,7 @@ class Rows:
         inputs: float32 [n, ...], finite, unscaled; or int64 [n, T], the tokens of texts.
         targets: [n] of text, integers, floats or booleans; of texts that predict themselves
             int64 [n, T], the next tokens.
+        true_targets: Classes [n] that are known to be right, of the type of the targets, or None.
         ids: Integer ids [n], or None where row numbers (from 0) are to be the ids.
         source_ids: Ids that are text, [n], or None.
         metadata: One mapping per row, or None.
@@ -34,6 +35,7 @@ class Rows:
 
     inputs: NDArray[Any]
     targets: NDArray[Any]
+    true_targets: NDArray[Any] | None = None
     ids: NDArray[np.int64] | None = None
     source_ids: tuple[str, ...] | None = None
     metadata: tuple[Mapping[str, Any], ...] | None = None
@@ -61,6 +63,7 @@ class Columns:
     """Which columns of a table mean what; every other column is a feature."""
 
     target: str | None = None
+    true_target: str | None = None
     text: TextSpec | None = None
     id: str | None = None
     split: str | None = None

@@ -56,6 +56,7 @@ def rows_of(frame: pl.DataFrame, columns: Columns, path: Path) -> Rows:
     return Rows(
         inputs=parts.inputs,
         targets=parts.targets,
+        true_targets=None if columns.true_target is None else _targets(frame[columns.true_target]),
         ids=ids,
         source_ids=source_ids,
         metadata=_metadata(frame, (*columns.metadata, *_text_columns(columns))),
@@ -139,7 +140,12 @@ def _ragged_line(path: Path) -> str:
 def _check_columns(frame: pl.DataFrame, columns: Columns, path: Path) -> Columns:
     if columns.target is None and columns.text is None:
         raise DataError(f"data.target is missing; name the column of {path} to predict")
-    roles = {"target": columns.target, "id": columns.id, "split": columns.split}
+    roles = {
+        "target": columns.target,
+        "true_target": columns.true_target,
+        "id": columns.id,
+        "split": columns.split,
+    }
     named = [(f"data.{role}", name) for role, name in roles.items() if name is not None]
     named += [("data.metadata", name) for name in columns.metadata]
     roles_of_text = ("data.text.column", "data.text.answer")
@@ -177,6 +183,17 @@ def _inputs(frame: pl.DataFrame, columns: Columns, path: Path) -> _Parts:
     return _Parts(inputs=inputs, targets=targets, features=features, scalable=scalable)
 
 
+def _apart(columns: Columns) -> set[str | None]:
+    """The columns that a model never sees as an input."""
+    return {
+        columns.target,
+        columns.true_target,
+        columns.id,
+        columns.split,
+        *columns.metadata,
+    }
+
+
 def _text_columns(columns: Columns) -> tuple[str, ...]:
     """The column of texts, and that of their answers where there is one."""
     if columns.text is None:
@@ -186,7 +203,7 @@ def _text_columns(columns: Columns) -> tuple[str, ...]:
 
 
 def _texts(frame: pl.DataFrame, columns: Columns, text: TextSpec, path: Path) -> _Parts:
-    roles = {columns.target, columns.id, columns.split, *columns.metadata, *_text_columns(columns)}
+    roles = {*_apart(columns), *_text_columns(columns)}
     other = [name for name in frame.columns if name not in roles]
     if other:
         raise DataError(
@@ -221,7 +238,7 @@ def _ids(
 def _features(
     frame: pl.DataFrame, columns: Columns, path: Path
 ) -> tuple[NDArray[np.float32], tuple[str, ...], NDArray[np.bool_]]:
-    roles = {columns.target, columns.id, columns.split, *columns.metadata}
+    roles = _apart(columns)
     names = [name for name in frame.columns if name not in roles]
     if not names:
         raise DataError(f"{path} has no feature columns beside those with a role")

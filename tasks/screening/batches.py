@@ -108,11 +108,13 @@ def read_batch(plan: Blueprint, path: Path) -> Batch:
 
 def _rows(plan: Blueprint, frame: pl.DataFrame, path: Path) -> Rows:
     data = plan.spec.data
-    columns = replace(columns_of(data), split=None)
+    columns = replace(columns_of(data), split=None, true_target=None)
     if columns.id not in frame.columns:  # a batch may leave out what names and splits rows
         columns = replace(columns, id=None)
     if data.split is not None and data.split in frame.columns:
         frame = frame.drop(data.split)
+    if data.true_target is not None and data.true_target in frame.columns:
+        frame = frame.drop(data.true_target)
     rows = rows_of(frame, columns, path)
     check_rows(rows)
     return rows

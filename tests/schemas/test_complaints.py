@@ -537,6 +537,14 @@ def test_ones_own_weights_beside_an_attribution_over_the_bank_are_no_mistake() -
     ("column", "complaint"),
     [
         ("split = 'label'", "data.split: column 'label' is target already; name another"),
+        (
+            "true_target = 'label'",
+            "data.true_target: column 'label' has another role; name another",
+        ),
+        (
+            "true_target = 'known'\ncorrupt.labels = 0.1",
+            "data.true_target: corrupt.labels takes the labels for true ones; leave one out",
+        ),
         ("metadata = ['label']", "data.metadata: 'label' is the target already; leave it out"),
         (
             "split = 'side'\ntest_fraction = 0.5",

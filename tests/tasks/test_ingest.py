@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 
 from schemas.dataset import DatasetFacts
@@ -79,6 +80,7 @@ def test_table_columns_are_standardised_by_the_training_rows(tmp_path: Path) -> 
     (path,) = workspace.artifacts.glob("data/*/scaling.json")
     scaling = json.loads(path.read_text())
     assert scaling["features"] == ["x", "y"]
+    assert stored.facts.features == ("x", "y")
     raw = {key: (x, y) for key, x, y, _ in rows}
     np.testing.assert_allclose(
         stored.inputs * np.asarray(scaling["scale"]) + np.asarray(scaling["mean"]),
@@ -92,6 +94,23 @@ def test_a_constant_column_becomes_zero(tmp_path: Path) -> None:
     table(tmp_path, [(key, x, 0.1, label) for key, x, _, label in some_rows(30)])
     _, stored, _ = run(tmp_path, CSV)
     assert np.abs(stored.inputs[:, 1]).max() < 1e-6
+
+
+def test_a_column_of_true_labels_says_which_are_wrong(tmp_path: Path) -> None:
+    rows = some_rows(60)
+    lines = [f"{key},{x},{y},{label},{label}" for key, x, y, label in rows]
+    lines[4] = lines[4].replace("dog,dog", "eel,dog")
+    lines[9] = lines[9].replace("cat,cat", "dog,cat")
+    (tmp_path / "rows.csv").write_text("\n".join(["id,x,y,label,known", *lines]) + "\n")
+    _, stored, _ = run(tmp_path, CSV + 'true_target = "known"')
+    assert stored.facts.features == ("x", "y")
+    wrong = stored.examples.filter(pl.col("target") != pl.col("true_target"))
+    assert set(wrong["example_id"]) == {12, 27}
+    assert stored.facts.n_corrupted == wrong["split"].eq("train").sum()
+    assert stored.classes == ("cat", "dog", "eel")
+    (tmp_path / "rows.csv").write_text("id,x,y,label,known\n1,1,2,cat,7\n2,1,3,dog,8\n")
+    with pytest.raises(DataError, match="of different types"):
+        run(tmp_path, CSV + 'true_target = "known"')
 
 
 def test_permuted_rows_give_the_same_data_set(tmp_path: Path) -> None:
@@ -145,6 +164,7 @@ def test_a_recipes_arrays_are_left_alone(tmp_path: Path) -> None:
     )
     _, stored, _ = run(tmp_path, 'source = "python:r.py:data"')
     assert stored.facts.task == "regression"
+    assert stored.facts.features == ()
     assert stored.facts.input_shape == (1, 2)
     row = int(np.flatnonzero(stored.example_ids == 4)[0])
     assert stored.inputs[row].tolist() == [[8, 9]]
