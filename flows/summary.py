@@ -173,7 +173,7 @@ def show_status(workspace: Workspace, *, as_json: bool) -> None:
         terminal.say(f"{workspace.root}: nothing has run yet")
     if progress is not None:
         terminal.out().print(headline(progress), markup=False)
-        rows = [(stage.stage, f"{stage.done} of {stage.total}") for stage in progress.stages]
+        rows = [(stage.stage, stage.amount) for stage in progress.stages]
         if rows:
             terminal.show(terminal.table(("stage", "done"), rows))
     if runs:

@@ -61,7 +61,7 @@ def extend_bank(job: Job, rows: list[int]) -> Manifest:
     plan = blueprint(job)
     manifest = _chunk(plan, plan.bank.masks[rows], plan.bank.seeds[rows])
     done = max(plan.count_done(STAGE, plan.bank.ids[row]) for row in rows)
-    advance(STAGE, done, len(plan.bank))
+    advance(STAGE, done, len(plan.bank), "models")
     return manifest
 
 

@@ -39,7 +39,7 @@ def featurize_shard(job: Job, shard: FeatureShard, of: int) -> Manifest:
     """Sketch one checkpoint's gradients on one block of rows, unless it is sealed."""
     plan = blueprint(job)
     manifest = plan.artifacts.find(STAGE, shard.key) or _featurize(plan, shard)
-    advance(STAGE, plan.count_done(STAGE, shard.key), of)
+    advance(STAGE, plan.count_done(STAGE, shard.key), of, "blocks")
     return manifest
 
 

@@ -44,8 +44,14 @@ class StageProgress:
     stage: str
     done: int
     total: int
+    unit: str = ""
     started_at: float
     updated_at: float
+
+    @property
+    def amount(self) -> str:
+        """How far it is, as in '24 of 40 epochs'."""
+        return f"{self.done} of {self.total} {self.unit}".rstrip()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,14 +72,26 @@ _recorder: "_Recorder | None" = None
 _stages: dict[str, StageProgress] = {}
 
 
-def advance(stage: str, done: int, total: int) -> None:
-    """Say that ``done`` of ``total`` units of a stage are finished; from any thread."""
+def advance(stage: str, done: int, total: int, unit: str = "") -> None:
+    """Say that ``done`` of ``total`` units of a stage are finished; from any thread.
+
+    Args:
+        stage: The stage.
+        done: Units that are finished.
+        total: Units in all.
+        unit: What is counted, in the plural: epochs here may be models in a plan.
+    """
     now = time.time()
     with _lock:
         known = _stages.get(stage)
         started_at = known.started_at if known is not None and done >= known.done else now
         state = StageProgress(
-            stage=stage, done=done, total=total, started_at=started_at, updated_at=now
+            stage=stage,
+            done=done,
+            total=total,
+            unit=unit,
+            started_at=started_at,
+            updated_at=now,
         )
         _stages[stage] = state
         if _recorder is not None:

@@ -49,7 +49,7 @@ def score(job: Job, name: str) -> Manifest:
     attribution = plan.spec.attribution_named(name)
     key = plan.scores.key(attribution) or ""
     manifest = plan.artifacts.find(STAGE, key) or _score(plan, attribution, key)
-    advance(STAGE, plan.count_done(STAGE, key), len(plan.spec.attribution))
+    advance(STAGE, plan.count_done(STAGE, key), len(plan.spec.attribution), "attributions")
     return manifest
 
 
@@ -60,7 +60,9 @@ def evaluate(job: Job, name: str) -> Manifest:
     attribution = plan.spec.attribution_named(name)
     key = plan.scores.lds_key(attribution) or ""
     manifest = plan.artifacts.find(EVALUATION, key) or _evaluate(plan, attribution, key)
-    advance(EVALUATION, plan.count_done(EVALUATION, key), len(plan.spec.attribution))
+    advance(
+        EVALUATION, plan.count_done(EVALUATION, key), len(plan.spec.attribution), "attributions"
+    )
     return manifest
 
 

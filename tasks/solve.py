@@ -18,5 +18,5 @@ def solve(job: Job, name: str) -> Manifest:
     key = plan.problems.solution_key(problem) or ""
     sealed = plan.artifacts.find(SOLUTION, key)
     manifest = sealed or KINDS[problem.kind].solve(plan, problem, key)
-    advance(SOLUTION, plan.count_done(SOLUTION, key), len(plan.problems.decisions))
+    advance(SOLUTION, plan.count_done(SOLUTION, key), len(plan.problems.decisions), "problems")
     return manifest

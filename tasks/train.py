@@ -75,7 +75,7 @@ def _train_run(plan: Blueprint) -> None:
     for done, epoch in enumerate(missing):
         state = {name: values[0] for name, values in trained.snapshots[epoch].items()}
         _seal(plan, keys[epoch], state, {"epoch": epoch, "rows": len(rows)})
-        advance(STAGE, done + 1, len(missing))
+        advance(STAGE, done + 1, len(missing), "snapshots")
 
 
 def _adopt(plan: Blueprint, missing: list[int]) -> None:
@@ -84,7 +84,7 @@ def _adopt(plan: Blueprint, missing: list[int]) -> None:
         path = plan.loaded.checkpoint_paths[place]
         state = read_checkpoint(path, model)
         _seal(plan, plan.training.checkpoint_keys[place], state, {"source": path.name})
-        advance(STAGE, done + 1, len(missing))
+        advance(STAGE, done + 1, len(missing), "models")
 
 
 def _train(plan: Blueprint, missing: list[int]) -> None:
@@ -92,7 +92,7 @@ def _train(plan: Blueprint, missing: list[int]) -> None:
 
     rows, epochs = plan.dataset.train, plan.spec.train.epochs
     masks = np.ones((len(missing), len(rows)), dtype=bool)
-    advance(STAGE, 0, epochs)
+    advance(STAGE, 0, epochs, "epochs")
     with _kept_state(plan, missing) as (resume, keep):
         trained = train_models(
             plan.build_model,
@@ -132,7 +132,7 @@ def _kept_state(
 
     def keep(epoch: int, state: "TrainingState") -> None:
         nonlocal kept
-        advance(STAGE, epoch, plan.spec.train.epochs)
+        advance(STAGE, epoch, plan.spec.train.epochs, "epochs")
         if time.monotonic() - kept >= KEEP_EVERY_SECONDS:
             save_state(state, path)
             kept = time.monotonic()

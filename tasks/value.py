@@ -47,7 +47,7 @@ def appraise(job: Job, name: str) -> Manifest:
     problem = next(problem for problem in plan.spec.valuations if problem.name == name)
     key = plan.values.key(problem)
     manifest = plan.artifacts.find(STAGE, key) or _appraise(plan, problem, key)
-    advance(STAGE, plan.count_done(STAGE, key), len(plan.spec.valuations))
+    advance(STAGE, plan.count_done(STAGE, key), len(plan.spec.valuations), "valuations")
     return manifest
 
 
@@ -152,7 +152,7 @@ class _Models:
         for start in range(0, len(order), step):
             some = order[start : start + step]
             found[some] = self._trained(rows_of(masks[some]))
-            advance(STAGE, len(self.names), self._most)
+            advance(STAGE, len(self.names), self._most, "models")
         mean = found.mean(axis=1, keepdims=True)
         return mean if self.repeats == 1 else np.hstack([mean, found])
 

@@ -18,5 +18,5 @@ def judge(job: Job, name: str) -> Manifest:
     key = plan.problems.verdict_key(problem) or ""
     sealed = plan.artifacts.find(VERDICT, key)
     manifest = sealed or KINDS[problem.kind].judge(plan, problem, key)
-    advance(VERDICT, plan.count_done(VERDICT, key), len(plan.problems.decisions))
+    advance(VERDICT, plan.count_done(VERDICT, key), len(plan.problems.decisions), "problems")
     return manifest

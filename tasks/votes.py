@@ -72,7 +72,7 @@ def certified_votes(plan: Blueprint, *, models: int, spread: int, judged: str) -
     raw, inputs = _inputs(plan)
     own, labels = inputs[: plan.n_train], plan.dataset.train.targets
     dealt = partition((raw[: plan.n_train], labels), models, spread=spread, seed=plan.spec.seed)
-    advance(STAGE, 0, dealt.n_models)
+    advance(STAGE, 0, dealt.n_models, "models")
     votes = train_votes(
         plan.build_model,
         (own, labels),
@@ -83,7 +83,7 @@ def certified_votes(plan: Blueprint, *, models: int, spread: int, judged: str) -
         seed=plan.spec.seed,
         device=plan.spec.compute.device,
     )
-    advance(STAGE, dealt.n_models, dealt.n_models)
+    advance(STAGE, dealt.n_models, dealt.n_models, "models")
     whole = np.ones((WHOLE, plan.n_train), dtype=bool)
     names = retrained(plan, whole, np.array(plan.training.seeds(WHOLE), dtype=np.int64))
     truth = plan.dataset.targets[places]

@@ -80,7 +80,7 @@ def _screen(plan: Blueprint, problem: ScreenSpec, key: str, path: Path, digest: 
     batch = read_batch(plan, path)
     if batch.digest != digest:
         raise DataError(f"batch {path} changed while it was read; move files in when complete")
-    advance(STAGE, 0, len(batch))
+    advance(STAGE, 0, len(batch), "rows")
     evidence = gather(plan, problem, batch)
     reasons = reasons_of(plan, problem, batch, evidence)
     accepted = np.array([not each for each in reasons])
@@ -92,7 +92,7 @@ def _screen(plan: Blueprint, problem: ScreenSpec, key: str, path: Path, digest: 
         (draft.path / ROWS_FILE).write_text(json.dumps(rows, indent=1), encoding="utf-8")
         _values(problem, evidence).write_parquet(draft.path / VALUES_FILE)
         draft.facts |= _facts(plan, problem, batch, evidence, reasons)
-    advance(STAGE, len(batch), len(batch))
+    advance(STAGE, len(batch), len(batch), "rows")
     return draft.manifest
 
 

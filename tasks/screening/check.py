@@ -54,7 +54,7 @@ def _check(plan: Blueprint, screening: Manifest, key: str, path: Path) -> Manife
     problem = screen_named(plan.loaded, str(screening.facts["problem"]))
     suffix, seeds = arm_seeds(plan, plan.spec.verdict.seeds)
     masks = arms_of(batch.known, accepted, len(seeds), plan.spec.seed, suffix)
-    advance(CHECK, 0, len(masks) * len(seeds))
+    advance(CHECK, 0, len(masks) * len(seeds), "models")
     logits = _trained(plan, batch, masks, np.tile(seeds, len(masks)))
     output = str(screening.facts["output"])
     ids = plan.sets.ids(plan.spec.verdict.judge_on)
@@ -62,7 +62,7 @@ def _check(plan: Blueprint, screening: Manifest, key: str, path: Path) -> Manife
     hits = None
     if plan.dataset.classes:
         hits = accuracy_of(plan, logits, ids).reshape(len(masks), -1)
-    advance(CHECK, len(masks) * len(seeds), len(masks) * len(seeds))
+    advance(CHECK, len(masks) * len(seeds), len(masks) * len(seeds), "models")
     inputs = {"screening": screening.key, "trained_by": plan.training.digest}
     with plan.artifacts.seal(CHECK, key, version=VERSION, inputs=inputs) as draft:
         np.save(draft.path / MASKS_FILE, np.concatenate([*masks.values()]))
