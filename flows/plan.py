@@ -93,6 +93,20 @@ def committed_run(loaded: LoadedSpec, workspace: Workspace) -> str | None:
     return blueprint.run_id()
 
 
+def solved(loaded: LoadedSpec, workspace: Workspace) -> list[tuple[str, str]]:
+    """The problems of a spec that are solved, each with its answer as a sentence."""
+    blueprint = sealed_blueprint(loaded, workspace)
+    if blueprint is None:
+        return []
+    told = []
+    for problem in blueprint.problems.decisions:
+        key = blueprint.problems.solution_key(problem)
+        sealed = blueprint.artifacts.find("solution", key) if key else None
+        if sealed is not None and sealed.facts.get("sentence"):
+            told.append((problem.name, str(sealed.facts["sentence"])))
+    return told
+
+
 def _steps(plan: Blueprint) -> Iterator[PlanStep]:
     details = {
         "data": "rows, split and checked",

@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 
 from flows import terminal
-from flows.plan import committed_run, plan
+from flows.plan import committed_run, plan, solved
 from schemas.errors import NotFound, RequestError, WinnowError
 from schemas.spec import LoadedSpec
 from store.workspace import Workspace
@@ -39,7 +39,7 @@ def run_spec(
         _run_flow(loaded, workspace, only=only, refresh=refresh, debug=debug)
     else:
         terminal.say(f"{loaded.spec.name}: nothing to do, all is done already")
-    _show_answer(loaded, workspace, as_json=as_json)
+    _show_answer(loaded, workspace, only=only, as_json=as_json)
 
 
 def refuse_held_ledger(workspace: Workspace) -> None:
@@ -84,16 +84,28 @@ def failures_of_the_run() -> Iterator[None]:
         raise WinnowError(str(error)) from error
 
 
-def _show_answer(loaded: LoadedSpec, workspace: Workspace, *, as_json: bool) -> None:
+def _show_answer(
+    loaded: LoadedSpec, workspace: Workspace, *, only: str | None, as_json: bool
+) -> None:
     from tasks.reporting.report import render_summary, summary_json
 
     run_id = committed_run(loaded, workspace)
     if run_id is None:
-        terminal.say("nothing has been committed for this spec yet")
+        _show_part(loaded, workspace, only)
     elif as_json:
         terminal.out().print(summary_json(workspace.published, run_id), markup=False)
     else:
         terminal.show(render_summary(workspace.published, run_id))
+
+
+def _show_part(loaded: LoadedSpec, workspace: Workspace, only: str | None) -> None:
+    """What is there before anything is committed: what was solved, or that a stage is done."""
+    if only is None:
+        terminal.say("nothing has been committed for this spec yet")
+        return
+    for problem, sentence in solved(loaded, workspace):
+        terminal.out().print(f"{problem}: {sentence}", markup=False)
+    terminal.say(f"{only} done; `winnow run {loaded.path}` goes on")
 
 
 def _known(stages: Sequence[str], asked: list[str]) -> None:

@@ -52,13 +52,14 @@ def show(renderable: RenderableType) -> None:
 def show_rows(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Print a query's rows: a table where it fits, else one block for each row.
 
-    Into a pipe or a file the table is as wide as it is.
+    Into a pipe or a file they go as CSV: columns filled up with blanks are for eyes.
     """
+    if not sys.stdout.isatty():
+        show_csv(columns, rows)
+        return
     console, layout = out(), table(columns, rows)
     width = Measurement.get(console, console.options.update(max_width=10_000), layout).maximum
-    if not sys.stdout.isatty():
-        console.width = max(width, 1)
-    elif width > console.width:
+    if width > console.width:
         for row in rows:
             console.print(table(("", ""), zip(columns, row, strict=True)))
             console.print()
@@ -121,6 +122,7 @@ def progress_bars() -> Iterator[None]:
         TextColumn("{task.description:<12}"),
         BarColumn(),
         MofNCompleteColumn(),
+        TextColumn("{task.fields[unit]}"),
         TimeElapsedColumn(),
         console=console,
     )
@@ -128,8 +130,8 @@ def progress_bars() -> Iterator[None]:
 
     def follow(state: StageProgress) -> None:
         if state.stage not in known:
-            known[state.stage] = bars.add_task(state.stage, total=state.total)
-        bars.update(known[state.stage], completed=state.done, total=state.total)
+            known[state.stage] = bars.add_task(state.stage, total=state.total, unit=state.unit)
+        bars.update(known[state.stage], completed=state.done, total=state.total, unit=state.unit)
 
     with bars, listening(follow):
         yield

@@ -233,7 +233,8 @@ def run_guarded(
             rows = result.fetchmany(limit + 1)
             truncated = len(rows) > limit
     except duckdb.Error as error:
-        raise QueryError(f"{name}: {one_line(error)}") from error
+        said = _called_otherwise(connection, error) or one_line(error)
+        raise QueryError(f"{name}: {said}") from error
     except RuntimeError as error:
         # DuckDB 2.0 raises what its own optimiser did not expect as a plain RuntimeError.
         raise QueryError(f"{name}: {one_line(error)}") from error
@@ -243,6 +244,29 @@ def run_guarded(
         rows=rows if limit is None else rows[:limit],
         truncated=truncated,
     )
+
+
+def _called_otherwise(connection: duckdb.DuckDBPyConnection, error: duckdb.Error) -> str | None:
+    """How to ask for a macro that was named as a table, or for a view that was called."""
+    missing = re.match(r"Catalog Error: Table (Function )?with name (\w+) does not", str(error))
+    if missing is None:
+        return None
+    called, wanted = missing.groups()
+    if called:
+        seen = run(connection, "SELECT 1 FROM duckdb_views() WHERE view_name = ?", [wanted])
+        return f"{wanted} is a view: write FROM {wanted}" if seen else None
+    found = run(
+        connection,
+        "SELECT array_to_string(parameters, ', '), comment FROM duckdb_functions() "
+        "WHERE NOT internal AND function_type = 'table_macro' AND function_name = ?",
+        [wanted],
+    )
+    if not found:
+        return None
+    parameters, comment = found[0]
+    example = re.search(rf"FROM {wanted}\(.*\)", comment or "")
+    asked = f"{wanted}(), as in {example[0]}" if example else f"{wanted}({parameters})"
+    return f"{wanted} is a macro: write {asked}; its parameters are {parameters}"
 
 
 def run_sql(published: Path, sql: str, *, limit: int | None = 1_000) -> QueryResult:

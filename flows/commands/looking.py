@@ -48,7 +48,7 @@ def sql(
         query: One statement, as in "FROM top_influences(17)"; without one, what there is to ask.
         here: The session.
         as_json: Print JSON for scripts.
-        csv: Print CSV.
+        csv: Print CSV, which is also what a pipe or a file gets.
         limit: Most rows to print; 0 for all.
     """
     from flows import terminal

@@ -70,6 +70,22 @@ def test_a_run_answers_and_the_next_one_finds_nothing_to_do(
     assert json.loads(winnow("sql", "FROM runs", "--json").stdout)[0]["spec_name"] == "tiny"
 
 
+def test_a_run_up_to_a_stage_says_what_was_solved_and_what_goes_on(
+    winnow: Winnow, spec: Path
+) -> None:
+    done = winnow("run", spec, "--only", "data")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    assert done.stderr.splitlines()[-1] == f"data done; `winnow run {spec}` goes on"
+    done = winnow("run", spec, "--only", "solution")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines()[-1] == f"solution done; `winnow run {spec}` goes on"
+    assert done.stdout.startswith("clean: ")
+    assert "No other choice of this size has a higher total utility" in " ".join(
+        done.stdout.split()
+    )
+
+
 def test_a_stage_that_does_not_exist_is_refused(
     winnow: Winnow, spec: Path, workspace: Workspace
 ) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from schemas.errors import QueryError
-from store.connect import run_sql
+from store.connect import open_ledger, run_sql
 from store.publish import publish
 from store.writer import commit_run
 from tests.store.bundles import CORRUPTED, N_TRAIN, QUERIES, WHEN, bundle, scores
@@ -46,6 +46,17 @@ def test_top_influences_are_the_strongest_of_the_latest_attribution(published: P
     ]  # fmt: skip
 
 
+def test_a_macro_that_is_asked_for_as_a_table_says_how_it_is_called(published: Path) -> None:
+    with pytest.raises(QueryError, match=r"is a macro: write harmful_examples\(\), as in") as told:
+        run_sql(published, "FROM harmful_examples LIMIT 8")
+    assert str(told.value).endswith("its parameters are n, attribution")
+    with pytest.raises(QueryError, match="mislabel_candidates is a view: write FROM mislabel_cand"):
+        run_sql(published, "FROM mislabel_candidates()")
+    for unknown in ("FROM nothing", "FROM nothing()"):
+        with pytest.raises(QueryError, match="nothing does not exist"):
+            run_sql(published, unknown)
+
+
 def test_an_attribution_may_be_asked_for_by_id_or_by_name(published: Path) -> None:
     by_id = ask(published, "FROM top_influences(query := 100, n := 1, attribution := 'a1')")
     assert by_id[0]["score"] == pytest.approx(np.abs(scores()[0]).max() * -1)
@@ -79,8 +90,36 @@ def test_dropped_and_selected_examples_are_the_whole_pool(published: Path) -> No
     assert all(row["corrupted"] for row in dropped)
     assert dropped[0]["utility"] < dropped[1]["utility"]
     selected = ask(published, "FROM selected_examples")
+    assert not any(row["corrupted"] for row in selected)
     assert len(selected) == N_TRAIN - len(CORRUPTED)
     assert {row["solution_id"] for row in dropped + selected} == {"s-r2"}
+
+
+def test_nobody_says_that_a_label_is_right_where_none_is_known(tmp_path: Path) -> None:
+    commit_run(tmp_path / "l.duckdb", bundle(tmp_path / "b"))
+    with open_ledger(tmp_path / "l.duckdb") as connection:
+        connection.execute("UPDATE examples SET true_target = NULL")
+    publish(tmp_path / "l.duckdb", tmp_path / "w.duckdb")
+    for view in ("dropped_examples", "selected_examples"):
+        known = run_sql(tmp_path / "w.duckdb", f"SELECT DISTINCT corrupted FROM {view}").rows
+        assert known == [(None,)]
+
+
+def test_arms_say_what_each_reached_in_few_columns(published: Path) -> None:
+    rows = ask(published, "FROM arms")
+    told = ask(
+        published,
+        "SELECT arm, accuracy, advantage, value, observed_change FROM verdicts WHERE run_id = 'r2'",
+    )
+    assert list(rows[0]) == ["problem", "arm", "n_rows", "accuracy", "value", "change", "points"]
+    assert [row["arm"] for row in rows[:2]] == ["chosen", "all"]
+    assert len(rows) == len(told)
+    for row in rows:
+        (one,) = [each for each in told if each["arm"] == row["arm"]]
+        assert row["accuracy"] == pytest.approx(100 * one["accuracy"])
+        assert (row["value"], row["change"]) == (one["value"], one["observed_change"])
+        points = None if one["advantage"] is None else pytest.approx(100 * one["advantage"])
+        assert row["points"] == points
 
 
 def test_lds_by_method_and_the_bank_are_there(published: Path) -> None:
