@@ -338,17 +338,19 @@ COMMENT ON COLUMN prices_by_constraint.committed_at IS 'When the run was committ
 
 CREATE VIEW arms AS
 WITH latest AS (
-    SELECT v.run_id
-    FROM verdicts AS v JOIN runs AS r USING (run_id)
-    ORDER BY r.committed_at DESC, v.run_id
+    SELECT p.run_id
+    FROM run_parts AS p JOIN runs AS r USING (run_id)
+    WHERE p.kind = 'verdicts'
+    ORDER BY r.committed_at DESC, p.run_id
     LIMIT 1
 )
 SELECT
     s.problem, v.arm, v.n_rows, 100 * v.accuracy AS accuracy, v.value,
     v.observed_change AS change,
     CASE WHEN v.accuracy IS NOT NULL THEN 100 * v.advantage END AS points
-FROM verdicts AS v
-JOIN latest USING (run_id)
+FROM latest
+JOIN run_parts AS p ON p.run_id = latest.run_id AND p.kind = 'verdicts'
+JOIN verdicts AS v ON v.verdict_id = p.part_id
 JOIN solutions AS s ON s.solution_id = v.solution_id
 ORDER BY s.problem, v.arm <> 'chosen', v.arm <> 'all', v.arm;
 COMMENT ON VIEW arms IS 'What each arm of the latest verdicts reached: one row an arm, in few columns; verdicts has intervals and predictions.';

@@ -122,6 +122,14 @@ def test_arms_say_what_each_reached_in_few_columns(published: Path) -> None:
         assert row["points"] == points
 
 
+def test_arms_that_another_run_committed_last_are_shown_too(tmp_path: Path) -> None:
+    commit_run(tmp_path / "l.duckdb", bundle(tmp_path / "b"))
+    with open_ledger(tmp_path / "l.duckdb") as connection:
+        connection.execute("UPDATE verdicts SET run_id = 'another'")
+    publish(tmp_path / "l.duckdb", tmp_path / "w.duckdb")
+    assert ask(tmp_path / "w.duckdb", "SELECT arm FROM arms")[0] == {"arm": "chosen"}
+
+
 def test_lds_by_method_and_the_bank_are_there(published: Path) -> None:
     rows = ask(published, "SELECT name, alpha, attribution_id FROM lds_by_method")
     assert [(row["attribution_id"], row["alpha"]) for row in rows] == [
