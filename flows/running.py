@@ -96,6 +96,8 @@ def _show_answer(
         terminal.out().print(summary_json(workspace.published, run_id), markup=False)
     else:
         terminal.show(render_summary(workspace.published, run_id))
+    if loaded.spec.screens:
+        terminal.say(f"batches of new rows are screened by `winnow screen {loaded.path} BATCH`")
 
 
 def _show_part(loaded: LoadedSpec, workspace: Workspace, only: str | None) -> None:

@@ -209,7 +209,7 @@ def _suspects(method: Method) -> list[RenderableType]:
         return []
     heading = f"Most harmful rows by {method.name}"
     return [
-        *_section(heading, ["No problem was asked; these rows hurt the queries most."]),
+        *_section(heading, ["No problem was solved; these rows hurt the queries most."]),
         _row_table(method.worst, f"mean score ({method.output})"),
     ]
 

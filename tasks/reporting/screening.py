@@ -108,7 +108,7 @@ def entry_of(facts: Answer, verdict: Answer | None) -> Entry:
 
 def _screens(answer: Answer) -> Table:
     table = _table("held up by")
-    for heading in ("rows", "of good rows, at most", "declared share"):
+    for heading in ("rows", "expected of good rows", "declared share"):
         table.add_column(Text(heading), justify="right", no_wrap=True)
     for each in answer["screens"]:
         expected = f"{each['expected']:.1f}" if each["asked"] else "not asked"

@@ -189,7 +189,8 @@ def _sentence(facts: dict[str, Any]) -> str:
     beside = f", {other:,} more as copies or for their label" if other else ""
     return (
         f"Accepted: {facts['accepted']:,}. Quarantined: {facts['quarantined']:,}, {out:,} by "
-        f"screens{beside}. Were all rows good, the screens would hold up {expected:.0f} at most."
+        f"screens{beside}. Were all rows good, the screens would be expected to hold up "
+        f"{expected:.0f}, or fewer where they agree."
     )
 
 

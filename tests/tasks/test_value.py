@@ -305,7 +305,7 @@ def test_the_report_and_mlflow_tell_what_every_vendor_is_worth(done: Blueprint) 
     share = values["dune"] / sum(values.values())
     error = errors[list(values).index("dune")]
     assert table["dune"][1:] == [f"{values['dune']:+.4f}", f"{error:.4f}", f"{share:.0%}"]
-    assert "No problem was asked" not in "\n".join(lines)
+    assert "No problem was solved" not in "\n".join(lines)
     document = json.loads(summary_json(done.workspace.published))
     assert document["valuations"][1]["players"][-1]["name"] == "dune"
     parent, children = entries(findings, done.loaded.text)
