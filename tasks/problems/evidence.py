@@ -110,11 +110,13 @@ def _sentence(report: dict[str, Any], problem: DebugSpec) -> str:
             f"harmful is {lowest['name']}, and the most harmful of random slices is as harmful "
             f"in {lowest['chance']:.0%} of draws.{_proportion(query)}"
         )
-    held = "raised" if output in FALLING else "held down"
     mean, low, high = cause["beyond"]
+    # How large the effect is may be open where it is not open that the slice stands out.
+    is_sure = low is not None and (low > 0 or high < 0)
+    held = f"{'is' if is_sure else 'may be'} {'raised' if output in FALLING else 'held down'}"
     interval = "" if low is None else f" [{low:+.2f}, {high:+.2f}]"
     return (
-        f"The {output} of {whose} is {held} by {cause['rows']:,} rows with {cause['name']}: "
+        f"The {output} of {whose} {held} by {cause['rows']:,} rows with {cause['name']}: "
         f"without them it is predicted to move by {mean:+.2f}{interval} more than without as many "
         f"random rows of their classes. Of {report['looked_at']} slices it is the most harmful; "
         f"the most harmful of random slices is as harmful in {cause['chance']:.2%} of draws."
