@@ -1,9 +1,9 @@
-"""Moves: labels put on rows, as problems, as random baselines, and as training sets.
+"""Moves: labels or inputs put on rows, as problems, as random baselines, and as training sets.
 
-A flip moves the label of a training row; an insertion adds a candidate. To train many poisoned
-models as one, every candidate is a further row of one enlarged training set, its universe, and a
-poisoned model is a mask of it: without the rows that are flipped, with their flipped copies. Banks,
-surrogates and LDS then need nothing new.
+A flip moves the label of a training row, a perturbation its inputs; an insertion adds a candidate.
+To train many poisoned models as one, every candidate is a further row of one enlarged training set,
+its universe, and a poisoned model is a mask of it: without the rows that are moved, with their moved
+copies. Banks, surrogates and LDS then need nothing new.
 """
 
 from collections.abc import Sequence
@@ -22,11 +22,12 @@ IntArray = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moves:
-    """Labels put on rows.
+    """Labels put on rows, and inputs where these are moved.
 
     Attributes:
         rows: Int [n_moves], rows of the training set, or of the pool that is inserted from.
         labels: Int [n_moves], the label each gets.
+        inputs: [n_moves, ...], the inputs each gets; None where they stay as they are.
 
     Raises:
         ShapeError: They are not as many of one as of the other.
@@ -34,6 +35,7 @@ class Moves:
 
     rows: IntArray
     labels: IntArray
+    inputs: npt.NDArray[np.floating] | None = None
 
     def __post_init__(self) -> None:
         rows, labels = np.asarray(self.rows), np.asarray(self.labels)
@@ -41,6 +43,10 @@ class Moves:
             raise ShapeError(
                 f"moves have rows of shape {rows.shape} and labels of shape {labels.shape}; give "
                 "one label for each row"
+            )
+        if self.inputs is not None and len(self.inputs) != len(rows):
+            raise ShapeError(
+                f"moves have {len(rows)} rows and {len(self.inputs)} inputs; give one for each row"
             )
         object.__setattr__(self, "rows", rows.astype(np.int64))
         object.__setattr__(self, "labels", labels.astype(np.int64))
@@ -51,7 +57,14 @@ class Moves:
     def take(self, chosen: npt.ArrayLike) -> "Moves":
         """Some of the moves, by position or by a mask such as `Solution.choice`."""
         places = np.asarray(chosen)
-        return Moves(rows=self.rows[places], labels=self.labels[places])
+        inputs = None if self.inputs is None else self.inputs[places]
+        return Moves(rows=self.rows[places], labels=self.labels[places], inputs=inputs)
+
+    def keys(self) -> list[tuple[int, int, bytes]]:
+        """What tells moves apart: row, label, and the bytes of moved inputs."""
+        count = len(self)
+        texts = [b""] * count if self.inputs is None else [own.tobytes() for own in self.inputs]
+        return list(zip(self.rows.tolist(), self.labels.tolist(), texts, strict=True))
 
     def gains(self, effects: Float64, own: npt.ArrayLike | None = None) -> Float64:
         """What each move adds to an aggregate, from `label_effects` [n, K]: float64 [n_moves].
@@ -145,8 +158,8 @@ def random_flips(
 class Universe:
     """A training set enlarged by candidates, and the poisoned sets as masks of it.
 
-    Candidates are in order of their rows and labels: the rows of a mask, and so the model trained
-    on them, do not depend on what other sets there are.
+    Candidates are in order of their rows, labels and inputs: the rows of a mask, and so the model
+    trained on them, do not depend on what other sets there are.
 
     Attributes:
         train: Inputs [n + n_candidates, ...] and targets, the clean rows first.
@@ -179,6 +192,24 @@ class Universe:
         return universe
 
     @classmethod
+    def of_perturbations(
+        cls, train: tuple[npt.NDArray[np.floating], IntArray], sets: Sequence[Moves]
+    ) -> "Universe":
+        """The universe of some sets of moved inputs, their labels kept.
+
+        Raises:
+            ShapeError: A set moves a row twice, or its label.
+        """
+        inputs, labels = train
+        for number, one in enumerate(sets):
+            if len(np.unique(one.rows)) < len(one) or (one.labels != labels[one.rows]).any():
+                raise ShapeError(f"set {number} moves a row twice or its label; move inputs once")
+        universe = cls._enlarged(train, inputs, sets)
+        for mask, one in zip(universe.masks, sets, strict=True):
+            mask[one.rows] = False
+        return universe
+
+    @classmethod
     def of_insertions(
         cls,
         train: tuple[npt.NDArray[np.floating], IntArray],
@@ -197,19 +228,19 @@ class Universe:
     ) -> "Universe":
         inputs, labels = train
         n = len(labels)
-        pairs = [list(zip(one.rows.tolist(), one.labels.tolist(), strict=True)) for one in sets]
-        every = sorted({pair for own in pairs for pair in own})
-        places = {pair: n + place for place, pair in enumerate(every)}
-        columns = [[places[pair] for pair in own] for own in pairs]
-        used = np.array(every, dtype=np.int64).reshape(-1, 2)
-        candidates = Moves(rows=used[:, 0], labels=used[:, 1])
+        keys = [one.keys() for one in sets]
+        every = sorted({key for own in keys for key in own})
+        places = {key: n + place for place, key in enumerate(every)}
+        columns = [[places[key] for key in own] for own in keys]
+        candidates = _joined(sets).take(_firsts(keys, every))
         clean = np.arange(n + len(candidates)) < n
         masks = np.tile(clean, (len(sets), 1))
         for mask, own in zip(masks, columns, strict=True):
             mask[own] = True
+        moved = candidates.inputs
         return cls(
             train=(
-                np.concatenate([inputs, pool[candidates.rows]]),
+                np.concatenate([inputs, pool[candidates.rows] if moved is None else moved]),
                 np.concatenate([labels, candidates.labels]),
             ),
             masks=masks,
@@ -228,3 +259,27 @@ class Universe:
         source = of_train if of_pool is None else of_pool
         own = of_train[np.arange(n), self.train[1][:n]]
         return np.concatenate([own, source[self.candidates.rows, self.candidates.labels]])
+
+
+def _joined(sets: Sequence[Moves]) -> Moves:
+    """All moves of some sets, one after the other; a set without moves says nothing of inputs."""
+    parts = [one for one in sets if len(one)]
+    inputs = [one.inputs for one in parts if one.inputs is not None]
+    if inputs and len(inputs) < len(parts):
+        raise ShapeError("some sets move inputs and some do not; train them apart")
+    none = [np.empty(0, np.int64)]
+    return Moves(
+        rows=np.concatenate([one.rows for one in parts] or none),
+        labels=np.concatenate([one.labels for one in parts] or none),
+        inputs=np.concatenate(inputs) if inputs else None,
+    )
+
+
+def _firsts(
+    keys: Sequence[Sequence[tuple[int, int, bytes]]], every: Sequence[tuple[int, int, bytes]]
+) -> IntArray:
+    """Where each key comes first among those of all sets, joined."""
+    first: dict[tuple[int, int, bytes], int] = {}
+    for place, key in enumerate(key for own in keys for key in own):
+        first.setdefault(key, place)
+    return np.array([first[key] for key in every], dtype=np.int64)

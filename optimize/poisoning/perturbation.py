@@ -2,8 +2,8 @@
 
 `perturb` follows the gradient of a row's effect on the targets with respect to its input, by sign
 steps inside a ball of largest change and a valid range (Koh and Liang 2017). `match_gradients`
-moves rows until training on them pulls the parameters where one mislabelled target would (Geiping
-et al. 2021). Both look at fixed checkpoints; only retraining tells what they do.
+moves rows until training on them pulls the parameters where mislabelled targets would (Geiping et
+al. 2021). Both look at fixed checkpoints; only retraining tells what they do.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -50,7 +50,7 @@ class Matched:
 
     Attributes:
         inputs: Float32 [m, ...].
-        alignment: Cosine between the poisons' gradient and the target's, mean over checkpoints.
+        alignment: Cosine between the poisons' gradient and the targets', mean over checkpoints.
         before: The same of the inputs as they were.
     """
 
@@ -117,7 +117,7 @@ def match_gradients(
     model: nn.Module,
     checkpoints: Sequence[Mapping[str, Any]],
     poisons: tuple[FloatArray, npt.NDArray[np.integer[Any]]],
-    target: tuple[FloatArray, int],
+    targets: tuple[FloatArray, int],
     *,
     radius: float,
     low: npt.ArrayLike = -np.inf,
@@ -126,13 +126,13 @@ def match_gradients(
     restarts: int = 4,
     seed: int = 0,
 ) -> Matched:
-    """Move inputs so that their training gradient points where a mislabelled target's would.
+    """Move inputs so that their training gradient points where mislabelled targets' would.
 
     Args:
         model: Maps inputs [m, ...] to logits [m, K].
         checkpoints: State dicts, an ensemble to match at.
         poisons: Inputs float [m, ...] and their labels [m], which stay.
-        target: One input [...] and the label that the models should give it.
+        targets: Inputs [q, ...] and the label that the models should give them.
         radius: Largest change of a coordinate.
         low: Least valid value, one for all coordinates or for each.
         high: Largest valid value.
@@ -147,11 +147,9 @@ def match_gradients(
     if restarts < 1:
         raise ShapeError(f"restarts is {restarts}; start at least once")
     nets = list(_nets(model, checkpoints))
-    goal = torch.as_tensor(np.asarray(target[0], dtype=np.float32)).unsqueeze(0)
-    wanted = [
-        _flat_gradient(net, goal, torch.tensor([int(target[1])]), create_graph=False)
-        for net in nets
-    ]
+    goal = torch.as_tensor(np.array(targets[0], dtype=np.float32))
+    asked = torch.full((len(goal),), int(targets[1]))
+    wanted = [_flat_gradient(net, goal, asked, create_graph=False) for net in nets]
     before = _alignment(nets, wanted, start, labels).item()
     best, highest = start, before
     for number in range(restarts):

@@ -18,6 +18,7 @@ from torch import nn
 
 from attribution.estimators.features import Features, featurize
 from attribution.estimators.kernel import Curvature
+from attribution.estimators.shortcuts import parameter_directions
 from attribution.models import fresh
 from attribution.outputs import FALLING, Output
 from attribution.projection import Projection
@@ -34,6 +35,25 @@ from schemas.errors import ShapeError
 Float64 = npt.NDArray[np.float64]
 # Networks that were trained on some moves (None: on the clean rows), for the lens of this number.
 Networks = Callable[[Moves | None, int], list[dict[str, Any]]]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Sight:
+    """What a lens shows at networks of some training rows.
+
+    Attributes:
+        net: The model, with no weights that matter.
+        states: State dicts of the networks.
+        rows: Inputs and labels that they were trained on.
+        train: Features of the rows, one item a network.
+        queries: Features of the queries, likewise.
+    """
+
+    net: nn.Module
+    states: list[dict[str, Any]]
+    rows: tuple[Any, torch.Tensor]
+    train: list[Features]
+    queries: list[Features]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -80,25 +100,62 @@ class Lens:
             Float64 [n, K] for flips, [m, K] for insertions from the pool; or [n_sums, ..., K].
         """
         given = np.asarray(weights, dtype=np.float64)
-        rows = self._moved(moves)
-        states = self.networks(moves, number) if self.networks else self._networks(rows, number)
-        net = fresh(self.retraining.model, 0)
-        train = self._features(net, states, rows, Output.MARGIN)
-        queries = self._features(net, states, self.retraining.queries, output)
-        options: dict[str, Any] = {"curvature": self.curvature, "damping": self.damping}
+        seen = self.look(output=output, moves=moves, number=number)
         found = [
             label_effects(
-                net,
-                states,
-                rows[0] if self.pool is None else self.pool,
-                target_vectors(train, queries, each, **options),
-                train=train,
+                seen.net,
+                seen.states,
+                seen.rows[0] if self.pool is None else self.pool,
+                self._vectors(seen, each),
+                train=seen.train,
                 projection=self.projection,
                 seed=self.seed,
             )
             for each in np.atleast_2d(given)
         ]
         return np.stack(found) if given.ndim == 2 else found[0]
+
+    def look(
+        self, *, output: str = Output.MARGIN, moves: Moves | None = None, number: int = 0
+    ) -> "Sight":
+        """Networks trained on some moves, and the features that effects are made of there.
+
+        Args:
+            output: What is asked of the queries.
+            moves: Moves that the networks are trained on; None for the clean rows.
+            number: Of the networks: each draws seeds of its own.
+        """
+        rows = self._moved(moves)
+        states = self.networks(moves, number) if self.networks else self._networks(rows, number)
+        net = fresh(self.retraining.model, 0)
+        return Sight(
+            net=net,
+            states=states,
+            rows=rows,
+            train=self._features(net, states, rows, Output.MARGIN),
+            queries=self._features(net, states, self.retraining.queries, output),
+        )
+
+    def directions(self, seen: "Sight", weights: npt.ArrayLike) -> list[torch.Tensor]:
+        """Where training on what raises a weighted sum of outputs pulls the parameters, [p] each.
+
+        Args:
+            seen: What was seen.
+            weights: [n_query].
+        """
+        return parameter_directions(
+            seen.net,
+            seen.states,
+            seen.rows[0],
+            self._vectors(seen, weights),
+            train=seen.train,
+            projection=self.projection,
+            seed=self.seed,
+        )
+
+    def _vectors(self, seen: "Sight", weights: npt.ArrayLike) -> list[torch.Tensor]:
+        options: dict[str, Any] = {"curvature": self.curvature, "damping": self.damping}
+        return target_vectors(seen.train, seen.queries, weights, **options)
 
     def own_labels(self) -> npt.NDArray[np.int64] | None:
         """The labels [n] that flips take away; None where rows are inserted."""
@@ -131,9 +188,11 @@ class Lens:
         if self.pool is not None:
             added = torch.as_tensor(np.array(self.pool[moves.rows])).to(inputs)
             return torch.cat([inputs, added]), torch.cat([labels, given])
-        moved = labels.clone()
-        moved[torch.as_tensor(moves.rows)] = given
-        return inputs, moved
+        places, moved = torch.as_tensor(moves.rows), labels.clone()
+        moved[places] = given
+        if moves.inputs is None:
+            return inputs, moved
+        return inputs.index_copy(0, places, torch.as_tensor(moves.inputs).to(inputs)), moved
 
     def _networks(self, train: tuple[Any, torch.Tensor], number: int) -> list[dict[str, Any]]:
         """The states of networks that saw all rows."""

@@ -110,16 +110,16 @@ def test_moved_inputs_lower_the_targets_after_refitting(fitted: dict) -> None:
 
 def test_matched_gradients_point_closer_to_the_target_within_the_ball() -> None:
     inputs, labels = rows(N, 1)
-    target, model = rows(M, 2)[0][0], build("mlp", (D,), K, hidden=[8])
+    targets, model = rows(M, 2)[0][:2], build("mlp", (D,), K, hidden=[8])
     states = [dict(model.state_dict())]
     chosen = np.flatnonzero(labels == 1)[:6]
     found = match_gradients(
-        model, states, (inputs[chosen], labels[chosen]), (target, 1), radius=0.5, steps=40
+        model, states, (inputs[chosen], labels[chosen]), (targets, 1), radius=0.5, steps=40
     )
     assert found.alignment > found.before
     assert np.abs(found.inputs - inputs[chosen]).max() <= 0.5 + 1e-6
     again = match_gradients(
-        model, states, (inputs[chosen], labels[chosen]), (target, 1), radius=0.5, steps=40
+        model, states, (inputs[chosen], labels[chosen]), (targets, 1), radius=0.5, steps=40
     )
     np.testing.assert_array_equal(found.inputs, again.inputs)
     net = build("mlp", (D,), K, hidden=[8])
@@ -133,7 +133,7 @@ def test_matched_gradients_point_closer_to_the_target_within_the_ball() -> None:
             [part.flatten().numpy() for part in torch.autograd.grad(loss, list(net.parameters()))]
         )
 
-    poison, goal = gradient(found.inputs, labels[chosen]), gradient(target[None], np.array([1]))
+    poison, goal = gradient(found.inputs, labels[chosen]), gradient(targets, np.array([1, 1]))
     cosine = poison @ goal / np.linalg.norm(poison) / np.linalg.norm(goal)
     assert found.alignment == pytest.approx(float(cosine), abs=1e-5)
 
