@@ -5,6 +5,7 @@ from dataclasses import asdict
 
 from flows import terminal
 from schemas.errors import NotFound
+from schemas.poisoning import MOVED
 from schemas.spec import (
     LoadedSpec,
     PoisonSpec,
@@ -129,11 +130,14 @@ def _attacked(problem: PoisonSpec) -> str:
     amounts = (
         f"{each:.2g}" if isinstance(each, int) else f"{each:.1%}" for each in problem.amounts
     )
-    done = "flipped labels" if problem.move == "flip" else "added rows"
+    done = MOVED[problem.move]
+    if problem.moves_inputs:
+        done += f" (each by at most {problem.radius:g})"
     whose = " ".join(problem.targets.split())
     bound = "" if problem.stealth is None else f", others at most {problem.stealth:g} worse"
+    aim = "" if problem.taken_for is None else f", to be taken for '{problem.taken_for}',"
     return (
-        f"the worst that {' or '.join(amounts)} {done} could do to '{whose}' by "
+        f"the worst that {' or '.join(amounts)} {done} could do to '{whose}'{aim} by "
         f"'{problem.uses}'{bound}; judged beside {2 * problem.draws} random ones, and by screens"
     )
 

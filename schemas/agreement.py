@@ -108,6 +108,8 @@ def problem_conflicts(problems: tuple[ProblemSpec, ...], above: Any) -> Conflict
 def _poison_conflicts(place: int, problem: PoisonSpec, task: Task | None, above: Any) -> Conflicts:
     if task in ("regression", "language"):
         yield (place, "kind"), f"a {task} has no labels to move; ask this of a classification"
+    if problem.moves_inputs and "data" in above and above["data"].text:
+        yield (place, "move"), "between two words there is nothing; use 'flip' or 'insert'"
     for option in ("rows", "pool"):
         rows = getattr(problem, option)
         if rows is not None and re.fullmatch(IDENTIFIER, rows):

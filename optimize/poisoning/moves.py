@@ -2,8 +2,8 @@
 
 A flip moves the label of a training row, a perturbation its inputs; an insertion adds a candidate.
 To train many poisoned models as one, every candidate is a further row of one enlarged training set,
-its universe, and a poisoned model is a mask of it: without the rows that are moved, with their moved
-copies. Banks, surrogates and LDS then need nothing new.
+its universe, and a poisoned model is a mask of it: without the rows that are moved, with their
+moved copies. Banks, surrogates and LDS then need nothing new.
 """
 
 from collections.abc import Sequence
@@ -77,6 +77,24 @@ class Moves:
         if own is None:
             return gained
         return gained - effects[self.rows, np.asarray(own)[self.rows]]
+
+
+def joined(sets: Sequence[Moves]) -> Moves:
+    """All moves of some sets, one after the other; a set without moves says nothing of inputs.
+
+    Raises:
+        ShapeError: Some sets move inputs and some do not.
+    """
+    parts = [one for one in sets if len(one)]
+    inputs = [one.inputs for one in parts if one.inputs is not None]
+    if inputs and len(inputs) < len(parts):
+        raise ShapeError("some sets move inputs and some do not; train them apart")
+    none = [np.empty(0, np.int64)]
+    return Moves(
+        rows=np.concatenate([one.rows for one in parts] or none),
+        labels=np.concatenate([one.labels for one in parts] or none),
+        inputs=np.concatenate(inputs) if inputs else None,
+    )
 
 
 def flips(labels: npt.ArrayLike, n_classes: int, rows: npt.ArrayLike | None = None) -> Moves:
@@ -232,7 +250,7 @@ class Universe:
         every = sorted({key for own in keys for key in own})
         places = {key: n + place for place, key in enumerate(every)}
         columns = [[places[key] for key in own] for own in keys]
-        candidates = _joined(sets).take(_firsts(keys, every))
+        candidates = joined(sets).take(_firsts(keys, every))
         clean = np.arange(n + len(candidates)) < n
         masks = np.tile(clean, (len(sets), 1))
         for mask, own in zip(masks, columns, strict=True):
@@ -259,20 +277,6 @@ class Universe:
         source = of_train if of_pool is None else of_pool
         own = of_train[np.arange(n), self.train[1][:n]]
         return np.concatenate([own, source[self.candidates.rows, self.candidates.labels]])
-
-
-def _joined(sets: Sequence[Moves]) -> Moves:
-    """All moves of some sets, one after the other; a set without moves says nothing of inputs."""
-    parts = [one for one in sets if len(one)]
-    inputs = [one.inputs for one in parts if one.inputs is not None]
-    if inputs and len(inputs) < len(parts):
-        raise ShapeError("some sets move inputs and some do not; train them apart")
-    none = [np.empty(0, np.int64)]
-    return Moves(
-        rows=np.concatenate([one.rows for one in parts] or none),
-        labels=np.concatenate([one.labels for one in parts] or none),
-        inputs=np.concatenate(inputs) if inputs else None,
-    )
 
 
 def _firsts(

@@ -9,6 +9,8 @@ CREATE TABLE poisonings (
     attribution_id VARCHAR NOT NULL,
     problem VARCHAR NOT NULL,
     move VARCHAR NOT NULL,
+    radius DOUBLE,
+    taken_for VARCHAR,
     targets VARCHAR NOT NULL,
     n_targets INTEGER NOT NULL,
     n_elsewhere INTEGER NOT NULL,
@@ -20,10 +22,11 @@ CREATE TABLE poisonings (
     value_elsewhere DOUBLE NOT NULL,
     accuracy DOUBLE NOT NULL,
     accuracy_elsewhere DOUBLE NOT NULL,
-    scale DOUBLE NOT NULL,
-    power DOUBLE NOT NULL,
-    scale_error DOUBLE NOT NULL,
-    practice_sets INTEGER NOT NULL,
+    taken DOUBLE,
+    scale DOUBLE,
+    power DOUBLE,
+    scale_error DOUBLE,
+    practice_sets INTEGER,
     sentence VARCHAR NOT NULL,
     notice VARCHAR NOT NULL
 );
@@ -33,11 +36,13 @@ COMMENT ON COLUMN poisonings.run_id IS 'The run that committed it last.';
 COMMENT ON COLUMN poisonings.dataset_id IS 'The data set whose examples the ids refer to.';
 COMMENT ON COLUMN poisonings.attribution_id IS 'The attribution by whose options effects of labels were seen.';
 COMMENT ON COLUMN poisonings.problem IS 'The problem''s name in the spec.';
-COMMENT ON COLUMN poisonings.move IS 'flip: labels of training rows are changed; insert: rows are added under any label.';
+COMMENT ON COLUMN poisonings.move IS 'flip: labels of training rows are changed; insert: rows are added under any label; perturb: inputs are moved, labels are not; match: so are rows of taken_for, until they pull as the targets under its label would.';
+COMMENT ON COLUMN poisonings.radius IS 'The most that each input may move, in the unit that models see; NULL where inputs stay.';
+COMMENT ON COLUMN poisonings.taken_for IS 'The class that the targets should be taken for; NULL where none is wished for.';
 COMMENT ON COLUMN poisonings.targets IS 'The set of test rows, or the SQL, whose outputs the attacker wants to be worse.';
 COMMENT ON COLUMN poisonings.n_targets IS 'Target rows.';
 COMMENT ON COLUMN poisonings.n_elsewhere IS 'Judging rows that are no targets.';
-COMMENT ON COLUMN poisonings.n_movable IS 'Rows that the contributor may flip or insert.';
+COMMENT ON COLUMN poisonings.n_movable IS 'Rows that the contributor may move or insert.';
 COMMENT ON COLUMN poisonings.stealth IS 'The most that the mean output elsewhere may get worse; NULL where anything goes.';
 COMMENT ON COLUMN poisonings.output IS 'The attribution''s output: what stealth, values and output damage are of.';
 COMMENT ON COLUMN poisonings.value IS 'Mean output of the targets by models of the clean rows.';
@@ -45,7 +50,8 @@ COMMENT ON COLUMN poisonings.loss IS 'Mean cross-entropy of the targets by these
 COMMENT ON COLUMN poisonings.value_elsewhere IS 'The same of the other judging rows.';
 COMMENT ON COLUMN poisonings.accuracy IS 'Accuracy on the targets of models of the clean rows, 0 to 1.';
 COMMENT ON COLUMN poisonings.accuracy_elsewhere IS 'The same on the other judging rows.';
-COMMENT ON COLUMN poisonings.scale IS 'Linear predictions are read as scale times their power.';
+COMMENT ON COLUMN poisonings.taken IS 'Share of the targets that models of the clean rows take for taken_for; NULL without one.';
+COMMENT ON COLUMN poisonings.scale IS 'Linear predictions are read as scale times their power; NULL where inputs move, of which there are none.';
 COMMENT ON COLUMN poisonings.power IS 'See scale; 1 where effects of moves add up.';
 COMMENT ON COLUMN poisonings.scale_error IS 'Root mean square of the leave-one-out errors of what is so predicted.';
 COMMENT ON COLUMN poisonings.practice_sets IS 'Poisoned training sets that the scale was fitted to.';
@@ -57,11 +63,11 @@ CREATE TABLE poison_budgets (
     budget INTEGER NOT NULL,
     moves INTEGER NOT NULL,
     round INTEGER NOT NULL,
-    linear DOUBLE NOT NULL,
-    linear_low DOUBLE NOT NULL,
-    linear_high DOUBLE NOT NULL,
-    bound DOUBLE NOT NULL,
-    gap DOUBLE NOT NULL,
+    linear DOUBLE,
+    linear_low DOUBLE,
+    linear_high DOUBLE,
+    bound DOUBLE,
+    gap DOUBLE,
     predicted DOUBLE NOT NULL,
     predicted_low DOUBLE NOT NULL,
     predicted_high DOUBLE NOT NULL,
@@ -71,7 +77,7 @@ CREATE TABLE poison_budgets (
     observed_output DOUBLE NOT NULL,
     observed_output_low DOUBLE,
     observed_output_high DOUBLE,
-    inside_linear BOOLEAN NOT NULL,
+    inside_linear BOOLEAN,
     random_p95 DOUBLE NOT NULL,
     inside_p95 DOUBLE NOT NULL,
     exceeds BOOLEAN NOT NULL,
@@ -88,14 +94,17 @@ CREATE TABLE poison_budgets (
     accuracy_high DOUBLE,
     accuracy_elsewhere DOUBLE NOT NULL,
     accuracy_elsewhere_low DOUBLE,
-    accuracy_elsewhere_high DOUBLE
+    accuracy_elsewhere_high DOUBLE,
+    taken DOUBLE,
+    taken_low DOUBLE,
+    taken_high DOUBLE
 );
 COMMENT ON TABLE poison_budgets IS 'One row is the attack of one budget: what it was predicted to do and what models trained on it do.';
 COMMENT ON COLUMN poison_budgets.poisoning_id IS 'The poisoning; see poisonings.';
 COMMENT ON COLUMN poison_budgets.budget IS 'Rows that may be moved.';
 COMMENT ON COLUMN poison_budgets.moves IS 'Rows that the attack moves.';
 COMMENT ON COLUMN poison_budgets.round IS 'The round of the search that found it: 0 looks at clean models, each later one at models of the one before.';
-COMMENT ON COLUMN poison_budgets.linear IS 'Output damage of the worst moves as seen from clean models, scaled; attacks found later may do more.';
+COMMENT ON COLUMN poison_budgets.linear IS 'Output damage of the worst moves as seen from clean models, scaled; attacks found later may do more. NULL where inputs move, as are its interval, bound and gap.';
 COMMENT ON COLUMN poison_budgets.linear_low IS 'Lower end of its 95 % interval.';
 COMMENT ON COLUMN poison_budgets.linear_high IS 'Upper end of its 95 % interval.';
 COMMENT ON COLUMN poison_budgets.bound IS 'What no moves of this budget are predicted to exceed, on the same scale.';
@@ -127,6 +136,9 @@ COMMENT ON COLUMN poison_budgets.accuracy_high IS 'Upper end of its 95 % interva
 COMMENT ON COLUMN poison_budgets.accuracy_elsewhere IS 'Accuracy on the other judging rows after the attack.';
 COMMENT ON COLUMN poison_budgets.accuracy_elsewhere_low IS 'Lower end of its 95 % interval.';
 COMMENT ON COLUMN poison_budgets.accuracy_elsewhere_high IS 'Upper end of its 95 % interval.';
+COMMENT ON COLUMN poison_budgets.taken IS 'Share of the targets that are then taken for taken_for; NULL without one.';
+COMMENT ON COLUMN poison_budgets.taken_low IS 'Lower end of its 95 % interval.';
+COMMENT ON COLUMN poison_budgets.taken_high IS 'Upper end of its 95 % interval.';
 
 CREATE TABLE poison_curve (
     poisoning_id VARCHAR NOT NULL,
@@ -167,16 +179,20 @@ CREATE TABLE poisoned_rows (
     move VARCHAR NOT NULL,
     label VARCHAR NOT NULL,
     poisoned_label VARCHAR NOT NULL,
-    poisoned_share DOUBLE NOT NULL
+    poisoned_share DOUBLE,
+    largest_change DOUBLE,
+    mean_change DOUBLE
 );
 COMMENT ON TABLE poisoned_rows IS 'One row is one example that the attack of a budget poisons: for research on defences, never to train on.';
 COMMENT ON COLUMN poisoned_rows.poisoning_id IS 'The poisoning; see poisonings.';
 COMMENT ON COLUMN poisoned_rows.poisoned_budget IS 'The budget whose attack it is part of.';
-COMMENT ON COLUMN poisoned_rows.example_id IS 'The example whose label is flipped, or a copy of which is inserted.';
-COMMENT ON COLUMN poisoned_rows.move IS 'flip or insert.';
+COMMENT ON COLUMN poisoned_rows.example_id IS 'The example whose label or inputs are moved, or a copy of which is inserted.';
+COMMENT ON COLUMN poisoned_rows.move IS 'flip, insert, perturb or match; see poisonings.';
 COMMENT ON COLUMN poisoned_rows.label IS 'Its label in the data.';
-COMMENT ON COLUMN poisoned_rows.poisoned_label IS 'The label that the attack gives it.';
-COMMENT ON COLUMN poisoned_rows.poisoned_share IS 'Its share of what the attack adds to the targets'' loss, seen from clean models; negative where it would help.';
+COMMENT ON COLUMN poisoned_rows.poisoned_label IS 'The label that the attack gives it; its own where inputs move.';
+COMMENT ON COLUMN poisoned_rows.poisoned_share IS 'Its share of what the attack adds to the targets'' loss, seen from clean models; negative where it would help. NULL where inputs move.';
+COMMENT ON COLUMN poisoned_rows.largest_change IS 'By how much the input moved that moved most, in the unit that models see; NULL where inputs stay. Where to, the artifact and exported files say.';
+COMMENT ON COLUMN poisoned_rows.mean_change IS 'Mean over its inputs; likewise.';
 
 CREATE TABLE poison_screens (
     poisoning_id VARCHAR NOT NULL,

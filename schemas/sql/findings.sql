@@ -141,9 +141,9 @@ WHERE t.tracing_id IN (SELECT part_id FROM run_parts WHERE run_id = $run AND kin
 ORDER BY w.tracing_id, o.place, a.place, w.rank;
 
 -- name: poisonings
-SELECT poisoning_id, problem, move, targets, n_targets, n_elsewhere, n_movable, stealth, output,
-    value, loss, value_elsewhere, accuracy, accuracy_elsewhere, scale, power, scale_error, practice_sets,
-    sentence, notice
+SELECT poisoning_id, problem, move, radius, taken_for, targets, n_targets, n_elsewhere, n_movable,
+    stealth, output, value, loss, value_elsewhere, accuracy, accuracy_elsewhere, taken, scale, power,
+    scale_error, practice_sets, sentence, notice
 FROM poisonings
 WHERE poisoning_id IN (SELECT part_id FROM run_parts WHERE run_id = $run AND kind = 'poisonings')
 ORDER BY problem, poisoning_id;

@@ -481,7 +481,7 @@ ORDER BY r.committed_at DESC, p.problem, b.budget;
 COMMENT ON VIEW damage_by_budget IS 'What each budget of moved rows did at worst, and whether one would have noticed: the latest run first.';
 COMMENT ON COLUMN damage_by_budget.spec_name IS 'The name of the run''s spec.';
 COMMENT ON COLUMN damage_by_budget.problem IS 'The problem''s name in the spec.';
-COMMENT ON COLUMN damage_by_budget.move IS 'flip or insert.';
+COMMENT ON COLUMN damage_by_budget.move IS 'flip, insert, perturb or match; see poisonings.';
 COMMENT ON COLUMN damage_by_budget.budget IS 'Rows that may be moved.';
 COMMENT ON COLUMN damage_by_budget.predicted IS 'Expected damage to the targets'' mean loss; positive is worse.';
 COMMENT ON COLUMN damage_by_budget.observed IS 'What models trained on the attack show.';
@@ -508,7 +508,8 @@ COMMENT ON COLUMN damage_by_budget.committed_at IS 'When the run was committed.'
 CREATE VIEW poisoned_examples AS
 SELECT
     r.spec_name, p.problem, w.poisoned_budget, w.example_id, w.move, w.label, w.poisoned_label,
-    w.poisoned_share, x.source_id, x.metadata, w.poisoning_id, p.run_id, r.committed_at
+    w.poisoned_share, w.largest_change, w.mean_change, x.source_id, x.metadata, w.poisoning_id,
+    p.run_id, r.committed_at
 FROM poisoned_rows AS w
 JOIN poisonings AS p USING (poisoning_id)
 JOIN runs AS r USING (run_id)
@@ -520,11 +521,13 @@ COMMENT ON VIEW poisoned_examples IS 'The rows that attacks poison, the latest r
 COMMENT ON COLUMN poisoned_examples.spec_name IS 'The name of the run''s spec.';
 COMMENT ON COLUMN poisoned_examples.problem IS 'The problem''s name in the spec.';
 COMMENT ON COLUMN poisoned_examples.poisoned_budget IS 'The budget whose attack it is part of.';
-COMMENT ON COLUMN poisoned_examples.example_id IS 'The example whose label is flipped, or a copy of which is inserted.';
-COMMENT ON COLUMN poisoned_examples.move IS 'flip or insert.';
+COMMENT ON COLUMN poisoned_examples.example_id IS 'The example whose label or inputs are moved, or a copy of which is inserted.';
+COMMENT ON COLUMN poisoned_examples.move IS 'flip, insert, perturb or match; see poisonings.';
 COMMENT ON COLUMN poisoned_examples.label IS 'Its label in the data.';
 COMMENT ON COLUMN poisoned_examples.poisoned_label IS 'The label that the attack gives it.';
-COMMENT ON COLUMN poisoned_examples.poisoned_share IS 'Its share of the attack''s damage as seen from clean models.';
+COMMENT ON COLUMN poisoned_examples.poisoned_share IS 'Its share of the attack''s damage as seen from clean models; NULL where inputs move.';
+COMMENT ON COLUMN poisoned_examples.largest_change IS 'By how much the input moved that moved most, in the unit that models see; NULL where inputs stay.';
+COMMENT ON COLUMN poisoned_examples.mean_change IS 'Mean over its inputs; likewise.';
 COMMENT ON COLUMN poisoned_examples.source_id IS 'The id in the source where that is a text.';
 COMMENT ON COLUMN poisoned_examples.metadata IS 'The source''s metadata columns as a JSON object.';
 COMMENT ON COLUMN poisoned_examples.poisoning_id IS 'The poisoning.';

@@ -50,9 +50,10 @@ class Found:
     Attributes:
         attacks: The chosen moves of each budget.
         records: What is said of each budget, as JSON has it; damage is positive where it is worse.
-        curve: Budgets, what they are predicted to take from the mean output, interval and bound.
-        weak_spots: What the largest budget could take inside each group, by column.
-        scales: How predictions of targets and of others were read, as JSON has it.
+        curve: Budgets, what they are predicted to take from the mean output, interval and bound;
+            empty where inputs move, of which there is no linear prediction.
+        weak_spots: What the largest budget could take inside each group, by column; likewise.
+        scales: How predictions of targets and of others were read, as JSON has it; likewise.
     """
 
     attacks: "dict[int, Moves]"
@@ -70,35 +71,55 @@ def find_attacks(scene: Scene, practice: Practice) -> Found:
         practice: What practice moves did.
     """
     rounds = _rounds(scene, practice)
-    flat = [moves for found in rounds.values() for moves in found]
-    predicted = predicted_by(scene, practice, flat)
-    observed = changes_by(scene, flat, 2, repeats=CHOOSING)
+    attacks, records, observed = best_of(scene, rounds)
+    predicted = predicted_by(scene, practice, _flat(rounds))
     scale, side_scale = practice.scales(predicted, observed)
-    attacks, numbers = {}, {}
-    for place, (budget, found) in enumerate(rounds.items()):
-        own = observed[:, place * len(found) : (place + 1) * len(found)]
-        numbers[budget] = _chosen(scene, own)
-        attacks[budget] = found[numbers[budget]]
-    expected = _expected(scene, list(attacks.values()), flat)
     curve, certificates = _curve(scene, practice, scale, side_scale)
-    records = [
-        {
-            "budget": budget,
-            "round": numbers[budget],
-            "moves": len(moves),
-            "predicted": expected[place]["loss"],
-            "predicted_elsewhere": expected[place]["elsewhere"],
-        }
-        | certificates[budget]
-        for place, (budget, moves) in enumerate(attacks.items())
-    ]
     return Found(
         attacks=attacks,
-        records=records,
+        records=[record | certificates[record["budget"]] for record in records],
         curve=curve,
         weak_spots=_weak_spots(scene, practice, scale, side_scale),
         scales={"targets": _plain(scale), "elsewhere": _plain(side_scale)},
     )
+
+
+def best_of(
+    scene: Scene, tries: "dict[int, list[Moves]]"
+) -> "tuple[dict[int, Moves], list[dict[str, Any]], Float64]":
+    """Try attacks, choose one of each budget, and say what to expect of it.
+
+    Args:
+        scene: The scene.
+        tries: Some attacks of each budget, as many of one as of another.
+
+    Returns:
+        The chosen attack of each budget, a record of each with its place among the tries as its
+        round, and what all tries changed: float64 [3, n_tries].
+    """
+    flat = _flat(tries)
+    observed = changes_by(scene, flat, 2, repeats=CHOOSING)
+    attacks, numbers = {}, {}
+    for place, (budget, found) in enumerate(tries.items()):
+        own = observed[:, place * len(found) : (place + 1) * len(found)]
+        numbers[budget] = _chosen(scene, own)
+        attacks[budget] = found[numbers[budget]]
+    expected = _expected(scene, list(attacks.values()), flat)
+    records: list[dict[str, Any]] = [
+        {
+            "budget": budget,
+            "round": numbers[budget],
+            "moves": len(moves),
+            "predicted": own["loss"],
+            "predicted_elsewhere": own["elsewhere"],
+        }
+        for (budget, moves), own in zip(attacks.items(), expected, strict=True)
+    ]
+    return attacks, records, observed
+
+
+def _flat(tries: "dict[int, list[Moves]]") -> "list[Moves]":
+    return [moves for found in tries.values() for moves in found]
 
 
 def harms(scene: Scene, practice: Practice, moves: "Moves") -> Float64:

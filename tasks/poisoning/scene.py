@@ -1,8 +1,8 @@
 """Where an attack plays: labels, moves, aggregates, and models of poisoned rows.
 
-A poisoned model is named by its rows like any retraining, a row under another label being another
-row; so none is trained twice, and a killed run goes on. What is trained here is never written to
-the bank's own rows: no mask over the training rows describes it.
+A poisoned model is named by its rows like any retraining, a row under another label or with other
+inputs being another row; so none is trained twice, and a killed run goes on. What is trained here
+is never written to the bank's own rows: no mask over the training rows describes it.
 """
 
 import functools
@@ -22,6 +22,7 @@ from tasks.blueprint import Blueprint
 from tasks.sets import IntArray
 
 if TYPE_CHECKING:
+    from optimize.poisoning.clean_label import Ball
     from optimize.poisoning.moves import Moves
     from optimize.poisoning.problem import Poisoning
     from optimize.poisoning.search import Lens
@@ -76,7 +77,7 @@ class Scene:
         dataset = plan.dataset
         self.labels: IntArray = np.array(dataset.train.targets)
         self.n_classes = len(dataset.classes)
-        self.inserts = problem.move == "insert"
+        self.inserts, self.moves_inputs = problem.move == "insert", problem.moves_inputs
         places = self.reach.places
         # Moves name rows of the pool where rows are inserted, else training rows.
         self.movable: IntArray = np.arange(len(places)) if self.inserts else places
@@ -100,6 +101,18 @@ class Scene:
         """Inputs that may be inserted; None where labels are flipped."""
         return np.array(self.plan.dataset.inputs[self.reach.places]) if self.inserts else None
 
+    @functools.cached_property
+    def ball(self) -> "Ball":
+        """How far inputs may move; only moves of inputs have a radius."""
+        from optimize.poisoning.clean_label import Ball
+
+        radius, valid = self.problem.radius, self.problem.valid
+        if radius is None:  # the spec refuses it
+            raise InfeasibleProblem(f"problem '{self.problem.name}' has no radius; give one")
+        if valid is None:
+            return Ball.within(self.train[0], radius)
+        return Ball(radius=radius, low=valid[0], high=valid[1])
+
     def place_of(self, moves: "Moves") -> IntArray:
         """The place of each move's row among all rows of the data set."""
         return self.reach.places[moves.rows] if self.inserts else moves.rows
@@ -110,18 +123,24 @@ class Scene:
 
         none = Moves(rows=np.empty(0, np.int64), labels=np.empty(0, np.int64))
         given = [none if each is None else each for each in sets]
-        if self.pool is None:
+        if self.moves_inputs:
+            universe = Universe.of_perturbations(self.train, given)
+        elif self.pool is None:
             universe = Universe.of_flips(self.train, given)
         else:
             universe = Universe.of_insertions(self.train, self.pool, given)
-        moved = zip(
-            self.place_of(universe.candidates).tolist(),
-            universe.candidates.labels.tolist(),
-            strict=True,
-        )
         clean = self.plan.data.digests[: self.plan.n_train]
-        digests = (*clean, *(self.plan.data.digest_under(place, label) for place, label in moved))
+        digests = (*clean, *self._digests(universe.candidates))
         return TrainingRows(*universe.train, digests), universe.masks
+
+    def _digests(self, moves: "Moves") -> list[str]:
+        """What names each moved row."""
+        data, labels = self.plan.data, moves.labels.tolist()
+        if moves.inputs is not None:
+            pairs = zip(moves.inputs, labels, strict=True)
+            return [data.digest_of_moved(own, label) for own, label in pairs]
+        places = self.place_of(moves).tolist()
+        return [data.digest_under(*pair) for pair in zip(places, labels, strict=True)]
 
     def poisoned(self, moves: "Moves") -> tuple[TrainingRows, BoolArray]:
         """The rows after some moves alone, and which of them are poisoned: bool [n]."""
@@ -134,12 +153,17 @@ class Scene:
     def random(self, budget: int, rng: np.random.Generator, *, inside: bool = False) -> "Moves":
         """Moves without a plan: rows that may be moved, each to a label that is not its own.
 
+        Where inputs move, each to a random corner of the ball.
+
         Inside the classes of the targets first, if so asked: where these have too few rows, all of
         them and others.
         """
-        from optimize.poisoning.moves import Moves, random_flips
+        from optimize.poisoning.clean_label import random_inputs
+        from optimize.poisoning.moves import Moves, joined, random_flips
 
         def drawn(rows: IntArray, count: int) -> Moves:
+            if self.moves_inputs:
+                return random_inputs(self.train, self.ball, count, rng, rows=rows)
             return random_flips(self.labels_before, self.n_classes, count, rng, rows=rows)
 
         if not inside:
@@ -147,10 +171,7 @@ class Scene:
         own = np.isin(self.labels_before[self.movable], self.reach.classes)
         first = drawn(self.movable[own], min(budget, int(own.sum())))
         rest = drawn(self.movable[~own], budget - len(first))
-        return Moves(
-            rows=np.concatenate([first.rows, rest.rows]),
-            labels=np.concatenate([first.labels, rest.labels]),
-        )
+        return joined([first, rest])
 
     # --- models -----------------------------------------------------------------------------------
 
@@ -198,6 +219,15 @@ class Scene:
             targets_right=accuracy_of(plan, logits, reach.targets),
             elsewhere_right=accuracy_of(plan, logits, reach.elsewhere),
         )
+
+    def taken(self, names: Sequence[str]) -> Float64 | None:
+        """Share of the targets that each model takes for the wanted class [m]; None without one."""
+        plan, wanted = self.plan, self.reach.taken_for
+        if wanted is None:
+            return None
+        places = plan.dataset.positions(self.reach.targets) - plan.n_train
+        said = logits_of(plan, names)[:, places].argmax(axis=-1) == wanted
+        return np.asarray(said.mean(axis=1))
 
     def damage(self, change: Sequence[float]) -> list[float]:
         """A change of an output, (mean, low, high), as damage: > 0 is worse."""

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from schemas.manifest import Manifest
 from schemas.poisoning import CLASS, PoisonSpec
 from tasks.blueprint import Blueprint
 from tasks.poisoning.attacks import Found, find_attacks, harms
+from tasks.poisoning.inputs import find_moved_inputs
 from tasks.poisoning.practice import Practice, practised
 from tasks.poisoning.scene import Scene, Seen
 from tasks.poisoning.suspicion import suspicion_of
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 
 # The rows that each budget's attack poisons; a research artifact, and labelled as one.
 POISONED_FILE = "poisoned.parquet"
+# Where inputs move: float32 [inputs of a row], what a poisoned row's become, as models see them.
+INPUTS_COLUMN = "poisoned_inputs"
 # What each model of random moves does to the targets' mean loss and to their mean output: columns
 # budget, kind, number, damage, output_damage.
 DRAWS_FILE = "draws.parquet"
@@ -51,9 +55,13 @@ def check(plan: Blueprint, problem: PoisonSpec) -> None:
 def solve(plan: Blueprint, problem: PoisonSpec, key: str) -> Manifest:
     """Find the worst moves of each budget, and predict what they do."""
     scene = Scene(plan, problem)
-    manifest, practice = practised(scene)
-    found = find_attacks(scene, practice)
-    inputs = {"scores": plan.scores.key(scene.attribution) or "", "poisons": manifest.key}
+    inputs = {"scores": plan.scores.key(scene.attribution) or ""}
+    if scene.moves_inputs:
+        practice, found = None, find_moved_inputs(scene)
+    else:
+        manifest, practice = practised(scene)
+        found = find_attacks(scene, practice)
+        inputs |= {"poisons": manifest.key}
     with plan.artifacts.seal(SOLUTION, key, version=VERSIONS[SOLUTION], inputs=inputs) as draft:
         _rows(scene, practice, found).write_parquet(draft.path / POISONED_FILE)
         draft.facts |= {
@@ -61,36 +69,51 @@ def solve(plan: Blueprint, problem: PoisonSpec, key: str) -> Manifest:
             "curve": found.curve,
             "weak_spots": found.weak_spots,
             "scales": found.scales,
-            "practice": manifest.facts["sets"],
+            "practice": 0 if practice is None else practice.predicted.shape[1],
             "output": scene.output,
         }
     return draft.manifest
 
 
-def _rows(scene: Scene, practice: Practice, found: Found) -> pl.DataFrame:
-    """The poisoned rows of every budget, the most harmful first."""
+def _rows(scene: Scene, practice: Practice | None, found: Found) -> pl.DataFrame:
+    """The poisoned rows of every budget, the most harmful first where that is known."""
     dataset, parts = scene.plan.dataset, []
     names = np.array(dataset.classes)
     for record in found.records:
         moves = found.attacks[record["budget"]]
-        places, harm = scene.place_of(moves), harms(scene, practice, moves)
-        whole = abs(float(harm.sum()))
-        # A move's share of what the attack does by the linear prediction of the loss.
-        share = harm / whole if whole else np.zeros(len(harm))
-        order = np.argsort(-harm, kind="stable")
-        parts.append(
-            pl.DataFrame(
-                {
-                    "poisoned_budget": np.full(len(moves), record["budget"]),
-                    "example_id": dataset.example_ids[places],
-                    "move": [scene.problem.move] * len(moves),
-                    "label": names[dataset.targets[places]],
-                    "poisoned_label": names[moves.labels],
-                    "poisoned_share": share,
-                }
-            )[order]
-        )
+        places = scene.place_of(moves)
+        frame = pl.DataFrame(
+            {
+                "poisoned_budget": np.full(len(moves), record["budget"]),
+                "example_id": dataset.example_ids[places],
+                "move": [scene.problem.move] * len(moves),
+                "label": names[dataset.targets[places]],
+                "poisoned_label": names[moves.labels],
+            }
+        ).with_columns(_shares(scene, practice, moves), *_changes(scene, moves))
+        parts.append(frame.sort("poisoned_share", descending=True, maintain_order=True))
     return pl.concat(parts)
+
+
+def _shares(scene: Scene, practice: Practice | None, moves: "Moves") -> pl.Series:
+    """A move's share of what the attack does by the linear prediction of the loss, if any."""
+    name = "poisoned_share"
+    if practice is None:
+        return pl.Series(name, [None] * len(moves), dtype=pl.Float64)
+    harm = harms(scene, practice, moves)
+    whole = abs(float(harm.sum()))
+    return pl.Series(name, harm / whole if whole else np.zeros(len(harm)))
+
+
+def _changes(scene: Scene, moves: "Moves") -> list[pl.Series]:
+    """How far inputs moved, and where to; null where they did not."""
+    names = ("largest_change", "mean_change")
+    if moves.inputs is None:
+        return [pl.Series(name, [None] * len(moves), dtype=pl.Float64) for name in names]
+    moved = moves.inputs.reshape(len(moves), -1)
+    change = np.abs(moved.astype(np.float64) - scene.train[0][moves.rows].reshape(moved.shape))
+    measured = zip(names, (change.max(axis=1), change.mean(axis=1)), strict=True)
+    return [*(pl.Series(*own) for own in measured), pl.Series(INPUTS_COLUMN, moved)]
 
 
 def attacks_of(scene: Scene, solution: Manifest) -> "dict[int, Moves]":
@@ -105,7 +128,11 @@ def attacks_of(scene: Scene, solution: Manifest) -> "dict[int, Moves]":
         places = plan.dataset.positions(part["example_id"].to_numpy())
         labels = [label_of[name] for name in part["poisoned_label"]]
         own = np.searchsorted(scene.reach.places, places) if scene.inserts else places
-        attacks[int(str(budget))] = Moves(rows=own, labels=np.array(labels))
+        inputs = None
+        if scene.moves_inputs:
+            shape = (len(part), *scene.train[0].shape[1:])
+            inputs = part[INPUTS_COLUMN].to_numpy().reshape(shape)
+        attacks[int(str(budget))] = Moves(rows=own, labels=np.array(labels), inputs=inputs)
     return attacks
 
 
@@ -115,7 +142,7 @@ def judge(plan: Blueprint, problem: PoisonSpec, key: str) -> Manifest:
     solution = plan.sealed(SOLUTION, plan.problems.solution_key(problem))
     suffix, seeds = arm_seeds(plan, plan.spec.verdict.seeds)
     names = {ALL: scene.models([None] * len(seeds), seeds)}
-    clean = scene.seen(names[ALL])
+    clean, taken = scene.seen(names[ALL]), scene.taken(names[ALL])
     budgets, screens, draws = list[dict[str, Any]](), list[dict[str, Any]](), list[pl.DataFrame]()
     records: Any = solution.facts["budgets"]
     attacks = attacks_of(scene, solution)
@@ -124,7 +151,8 @@ def judge(plan: Blueprint, problem: PoisonSpec, key: str) -> Manifest:
         own = names[f"{CHOSEN}:{budget}"] = scene.models([attacks[budget]] * len(seeds), seeds)
         drawn, names[f"random:{budget}"] = _draws(scene, budget, clean, suffix)
         draws.append(drawn)
-        budgets.append(record | _compared(scene, record, scene.seen(own), clean, drawn))
+        said = _compared(scene, record, scene.seen(own), clean, drawn)
+        budgets.append(record | said | {"taken": _mean_of(scene.taken(own))})
         suspicion = suspicion_of(scene, attacks[budget], number)
         screens += [{"budget": budget, **entry} for entry in suspicion.judged()]
     facts = {
@@ -136,6 +164,7 @@ def judge(plan: Blueprint, problem: PoisonSpec, key: str) -> Manifest:
         "value_elsewhere": float(clean.elsewhere.mean()),
         "targets_right": float(clean.targets_right.mean()),
         "elsewhere_right": float(clean.elsewhere_right.mean()),
+        "taken": None if taken is None else float(taken.mean()),
         "output": scene.output,
         "sentence": poisoned(
             budgets[-1],
@@ -143,6 +172,7 @@ def judge(plan: Blueprint, problem: PoisonSpec, key: str) -> Manifest:
             n_targets=len(scene.reach.targets),
             wrong_before=1 - float(clean.targets_right.mean()),
             output=scene.output,
+            taken=None if taken is None else (str(problem.taken_for), float(taken.mean())),
         ),
         "notice": noticed(
             budgets[-1],
@@ -157,6 +187,13 @@ def judge(plan: Blueprint, problem: PoisonSpec, key: str) -> Manifest:
         pl.concat(draws).write_parquet(draft.path / DRAWS_FILE)
         draft.facts |= facts
     return draft.manifest
+
+
+def _mean_of(shares: NDArray[np.float64] | None) -> list[float | None]:
+    """A mean over models with its interval, or three times None."""
+    from attribution.evaluate import mean_interval
+
+    return [None] * 3 if shares is None else list(mean_interval(shares))
 
 
 def _draws(
@@ -214,6 +251,6 @@ def _compared(
         "rivals": rivals,
         "exceeds": damage[0] > max(rivals.values()),
         "inside_interval": low <= damage[0] <= high,
-        "inside_linear": least <= taken[0] <= most,
+        "inside_linear": None if least is None else least <= taken[0] <= most,
         "stealth_held": None if stealth is None else lost[0] <= stealth,
     }

@@ -7,7 +7,7 @@ import polars as pl
 
 from schemas.spec import PoisonSpec
 from tasks.blueprint import Blueprint
-from tasks.problems.poison import ANYWHERE, DRAWS_FILE, INSIDE, POISONED_FILE
+from tasks.problems.poison import ANYWHERE, DRAWS_FILE, INPUTS_COLUMN, INSIDE, POISONED_FILE
 from tasks.problems.shape import SOLUTION, VERDICT
 
 Rows = dict[str, list[dict[str, Any]]]
@@ -22,6 +22,7 @@ _TRIPLES = {
     "observed_elsewhere": "observed_elsewhere",
     "targets_right": "accuracy",
     "elsewhere_right": "accuracy_elsewhere",
+    "taken": "taken",
 }
 _PLAIN = (
     "budget",
@@ -49,7 +50,8 @@ def poisoning_tables(plan: Blueprint, problem: PoisonSpec, attribution: str) -> 
     verdict = plan.sealed(VERDICT, plan.problems.verdict_key(problem))
     facts: Any = solution.facts
     said: Any = verdict.facts
-    reach, scale = plan.problems.reach(problem), facts["scales"]["targets"]
+    # Moved inputs have no linear prediction that would be brought to size.
+    reach, scale = plan.problems.reach(problem), facts["scales"].get("targets", {})
     own = {"poisoning_id": f"{problem.name}-{solution.key[:12]}"}
     poisoning = own | {
         "run_id": plan.run_id(),
@@ -57,6 +59,8 @@ def poisoning_tables(plan: Blueprint, problem: PoisonSpec, attribution: str) -> 
         "attribution_id": attribution,
         "problem": problem.name,
         "move": problem.move,
+        "radius": problem.radius,
+        "taken_for": problem.taken_for,
         "targets": problem.targets,
         "n_targets": len(reach.targets),
         "n_elsewhere": len(reach.elsewhere),
@@ -68,16 +72,17 @@ def poisoning_tables(plan: Blueprint, problem: PoisonSpec, attribution: str) -> 
         "value_elsewhere": said["value_elsewhere"],
         "accuracy": said["targets_right"],
         "accuracy_elsewhere": said["elsewhere_right"],
-        "scale": scale["scale"],
-        "power": scale["power"],
-        "scale_error": scale["error"],
-        "practice_sets": scale["sets"],
+        "taken": said["taken"],
+        "scale": scale.get("scale"),
+        "power": scale.get("power"),
+        "scale_error": scale.get("error"),
+        "practice_sets": scale.get("sets"),
         "sentence": said["sentence"],
         "notice": said["notice"],
     }
     folders = (plan.artifacts.folder(sealed) for sealed in (solution, verdict))
     rows, draws = (
-        pl.read_parquet(folder / name).to_dicts()
+        pl.read_parquet(folder / name).drop(INPUTS_COLUMN, strict=False).to_dicts()
         for folder, name in zip(folders, (POISONED_FILE, DRAWS_FILE), strict=True)
     )
     return {

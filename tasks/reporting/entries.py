@@ -253,8 +253,9 @@ def _poison_entry(poisoning: Poisoning, budget: Budget, shared: Mapping[str, str
     metrics += _interval("poison.accuracy", budget.accuracy)
     metrics += _interval("poison.accuracy_elsewhere", budget.accuracy_elsewhere)
     metrics += [
-        ("poison.linear", budget.linear.mean, 0),
+        ("poison.linear", _mean(budget.linear), 0),
         ("poison.bound", budget.bound, 0),
+        ("poison.taken", _mean(budget.taken), 0),
         ("poison.random_tail", budget.random_p95, 0),
         ("poison.inside_tail", budget.inside_p95, 0),
     ]
@@ -264,6 +265,8 @@ def _poison_entry(poisoning: Poisoning, budget: Budget, shared: Mapping[str, str
     params = {
         "budget": str(budget.budget),
         "move": poisoning.move,
+        "radius": "" if poisoning.radius is None else f"{poisoning.radius:g}",
+        "taken_for": poisoning.taken_for or "",
         "targets": poisoning.targets[:PARAM_LENGTH],
         "output": poisoning.output,
         "stealth": "" if poisoning.stealth is None else f"{poisoning.stealth:g}",
@@ -334,6 +337,10 @@ def _interval(name: str, interval: Interval | None, step: int = 0) -> Metrics:
         (f"{name}.low", interval.low, step),
         (f"{name}.high", interval.high, step),
     ]
+
+
+def _mean(interval: Interval | None) -> float | None:
+    return None if interval is None else interval.mean
 
 
 def _known(metrics: Metrics) -> tuple[tuple[str, float, int], ...]:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from schemas.poisoning import MOVED
 from tasks.reporting.intervals import Interval
 from tasks.reporting.wording import plain_interval
 
@@ -11,21 +12,28 @@ WORTH_A_LOOK = 3.0
 
 
 def poisoned(
-    record: Mapping[str, Any], *, move: str, n_targets: int, wrong_before: float, output: str
+    record: Mapping[str, Any],
+    *,
+    move: str,
+    n_targets: int,
+    wrong_before: float,
+    output: str,
+    taken: tuple[str, float] | None = None,
 ) -> str:
     """Say what the attack of one budget did.
 
     Args:
         record: What a verdict holds of the budget.
-        move: "flip" or "insert".
+        move: What was moved, as the spec has it.
         n_targets: Target rows.
         wrong_before: Share of them that models of the clean rows misclassify.
         output: The output of which the stealth is.
+        taken: The class that targets should be taken for, and the share of them that models of the
+            clean rows take for it; None where none was wished for.
     """
-    moves = "flipped labels" if move == "flip" else "added rows"
     wrong = 1 - record["targets_right"][0]
     did = (
-        f"{record['moves']:,} {moves} raise the mean loss of {n_targets:,} targets by "
+        f"{record['moves']:,} {MOVED[move]} raise the mean loss of {n_targets:,} targets by "
         f"{_interval(record['observed'])}; {wrong:.0%} of them are then misclassified, "
         f"{wrong_before:.0%} before."
     )
@@ -35,7 +43,16 @@ def poisoned(
         if record["exceeds"]
         else "Random moves of as many rows may do as much: it takes no plan, or none was found."
     )
-    return " ".join([did, rivals, _as_predicted(record), *_stealth(record, output)])
+    return " ".join(
+        [did, *_taken(record, taken), rivals, _as_predicted(record), *_stealth(record, output)]
+    )
+
+
+def _taken(record: Mapping[str, Any], before: tuple[str, float] | None) -> list[str]:
+    if before is None:
+        return []
+    name, share = before
+    return [f"{record['taken'][0]:.0%} are taken for '{name}', {share:.0%} before."]
 
 
 def _as_predicted(record: Mapping[str, Any]) -> str:

@@ -14,18 +14,22 @@ from tasks.reporting.intervals import Interval
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """The attack of one budget, predicted and retrained."""
+    """The attack of one budget, predicted and retrained.
+
+    Where inputs move there is nothing linear: no bound and no gap. `taken` is the share of targets
+    that are taken for the wanted class, if there is one.
+    """
 
     budget: int
     moves: int
     round: int
-    linear: Interval
-    bound: float
-    gap: float
+    linear: Interval | None
+    bound: float | None
+    gap: float | None
     predicted: Interval
     observed: Interval
     observed_output: Interval
-    inside_linear: bool
+    inside_linear: bool | None
     random_p95: float
     inside_p95: float
     exceeds: bool
@@ -35,6 +39,7 @@ class Budget:
     stealth_held: bool | None
     accuracy: Interval
     accuracy_elsewhere: Interval
+    taken: Interval | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +73,8 @@ class Poisoning:
     poisoning_id: str
     problem: str
     move: str
+    radius: float | None
+    taken_for: str | None
     targets: str
     n_targets: int
     n_elsewhere: int
@@ -79,10 +86,11 @@ class Poisoning:
     value_elsewhere: float
     accuracy: float
     accuracy_elsewhere: float
-    scale: float
-    power: float
-    scale_error: float
-    practice_sets: int
+    taken: float | None
+    scale: float | None
+    power: float | None
+    scale_error: float | None
+    practice_sets: int | None
     sentence: str
     notice: str
     budgets: tuple[Budget, ...]
@@ -122,8 +130,8 @@ def _without_id(row: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in row.items() if name != "poisoning_id"}
 
 
+# Intervals that every budget has, and those that some have.
 _TRIPLES = (
-    "linear",
     "predicted",
     "observed",
     "observed_output",
@@ -132,12 +140,15 @@ _TRIPLES = (
     "accuracy",
     "accuracy_elsewhere",
 )
+_SOME = ("linear", "taken")
 
 
 def _budget(row: Mapping[str, Any]) -> Budget:
-    ends = {f"{name}_{end}" for name in _TRIPLES for end in ("low", "high")}
+    names = (*_TRIPLES, *_SOME)
+    ends = {f"{name}_{end}" for name in names for end in ("low", "high")}
     plain = {name: value for name, value in _without_id(row).items() if name not in ends}
-    return Budget(**plain | {name: _triple(row, name) for name in _TRIPLES})
+    known = [name for name in names if name in _TRIPLES or row[name] is not None]
+    return Budget(**plain | {name: _triple(row, name) for name in known})
 
 
 def _spot(row: Mapping[str, Any]) -> WeakSpot:

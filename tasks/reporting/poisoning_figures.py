@@ -35,7 +35,8 @@ def damage_by_budget(
     """Draw what attacks do to the targets' loss, and what they take from their mean output.
 
     Args:
-        curve: What worst moves are predicted to take from the output, as a solution keeps it.
+        curve: What worst moves are predicted to take from the output, as a solution keeps it;
+            empty where there are no such predictions.
         budgets: What a verdict holds of each budget.
         draws: Models of random moves: columns budget, kind, damage, output_damage.
         output: The output.
@@ -49,11 +50,12 @@ def damage_by_budget(
     left.set_ylabel("rise of the targets' mean loss, nats")
     last = budgets[-1]
     headline(left, f"{last['budget']:,} rows raise the loss by {last['observed'][0]:.1f}", size=10)
-    _band(right, curve)
+    if curve:
+        _band(right, curve)
     _random(right, draws, "output_damage", apart)
     _attack(right, budgets, "observed_output", (ATTENTION, "o"), 0.0)
     right.set_ylabel(f"taken from the targets' mean {plain(output)}")
-    headline(right, "Foreseen from clean models, and retrained", size=10)
+    headline(right, "Foreseen from clean models, and retrained" if curve else "Retrained", size=10)
     for axes in (left, right):
         axes.axhline(0.0, color=FAINT, linewidth=0.8, zorder=0)
         axes.set_xlim(0, last["budget"] + 6 * apart)

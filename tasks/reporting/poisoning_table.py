@@ -49,7 +49,14 @@ def _text(said: str) -> Text:
 
 def _asked(poisoning: Poisoning) -> str:
     budgets = " or ".join(f"{each.budget:,}" for each in poisoning.budgets)
-    does = {"flip": "flips the labels of", "insert": "adds, under any label, copies of"}
+    does = {
+        "flip": "flips the labels of",
+        "insert": "adds, under any label, copies of",
+        "perturb": "keeps the labels and moves the inputs of",
+        "match": "keeps the labels and moves the inputs of",
+    }
+    far = "" if poisoning.radius is None else f", each input by at most {poisoning.radius:g}"
+    aim = "" if poisoning.taken_for is None else f" and taken for '{poisoning.taken_for}'"
     bound = (
         ""
         if poisoning.stealth is None
@@ -58,10 +65,11 @@ def _asked(poisoning: Poisoning) -> str:
     )
     targets = " ".join(poisoning.targets.split())
     return (
-        f"Somebody {does[poisoning.move]} {budgets} of {poisoning.n_movable:,} rows, to make the "
-        f"outputs of {poisoning.n_targets:,} test rows worse ({targets}).{bound} Damage is the "
-        f"rise of their mean loss from {poisoning.loss:.2f} nats, with 95 % intervals, beside the "
-        "95th percentile of random moves anywhere, and inside the classes of the targets."
+        f"Somebody {does[poisoning.move]} {budgets} of {poisoning.n_movable:,} rows{far}, to make "
+        f"the outputs of {poisoning.n_targets:,} test rows worse{aim} ({targets}).{bound} Damage "
+        f"is the rise of their mean loss from {poisoning.loss:.2f} nats, with 95 % intervals, "
+        "beside the 95th percentile of random moves anywhere, and inside the classes of the "
+        "targets."
     )
 
 
@@ -104,15 +112,18 @@ def accuracy_table(poisoning: Poisoning) -> Table:
 def _read(poisoning: Poisoning) -> str:
     """What the clean models alone would have said of the largest budget."""
     last, output = poisoning.budgets[-1], poisoning.output
+    taken = plain_interval(last.observed_output)
     found = (
         "It was found there"
         if last.round == 0
         else f"It was found in round {last.round}, at models of an earlier attack"
     )
+    said = f"The mean {output} of the targets gets worse by {taken}."
+    if last.linear is None or last.bound is None:
+        return f"{said} What moved inputs do has no linear prediction. {found}."
     side = "inside" if last.inside_linear else "outside"
     return (
-        f"The mean {output} of the targets gets worse by {plain_interval(last.observed_output)}. "
-        f"Seen from clean models alone the worst {last.budget:,} moves take "
+        f"{said} Seen from clean models alone the worst {last.budget:,} moves take "
         f"{plain_interval(last.linear)} from it, none more than {last.bound:.2f} by that "
         f"sight; the attack is {side} that interval. {found}."
     )

@@ -5,6 +5,9 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from schemas.frozen import digest_of
 from schemas.manifest import Manifest
 from schemas.spec import CurationSpec
@@ -46,6 +49,12 @@ class DataStage:
     def digest_under(self, place: int, target: Any) -> str:
         """Digest of a row as the model would see it under a target, its own or another."""
         text = f"{self._scaling}\n{self.dataset.hashes[place]}\n{target}"
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def digest_of_moved(self, inputs: NDArray[Any], target: Any) -> str:
+        """Digest of a row that no source holds, by its inputs as the model sees them."""
+        content = hashlib.sha256(np.ascontiguousarray(inputs).tobytes()).hexdigest()
+        text = f"moved\n{inputs.dtype}{inputs.shape}\n{content}\n{target}"
         return hashlib.sha256(text.encode()).hexdigest()
 
     @functools.cached_property
