@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from scipy.special import softmax
 
 from attribution.bank import train_bank_models
 from flows.summary import meaning
@@ -29,7 +30,8 @@ PERTURB = {
     'by = ["class", "vendor"]\n': "",
 }
 MATCH = {
-    "budget = [0.05, 20]": 'budget = 20\nmove = "match"\nradius = 1.2\ntaken_for = "c"',
+    "target = 'b'": "target = 'a'",
+    "budget = [0.05, 20]": 'budget = 40\nmove = "match"\nradius = 1.5\ntaken_for = "c"',
     'by = ["class", "vendor"]\n': "",
     "stealth = 1.5\n": "",
     "rounds = 1": "rounds = 0",
@@ -52,7 +54,7 @@ def matched(tmp_path_factory: pytest.TempPathFactory) -> Blueprint:
 def test_inputs_stay_in_the_ball_and_in_the_range_and_labels_stay(
     moved: Blueprint, matched: Blueprint
 ) -> None:
-    for plan, budgets, radius in ((moved, (10, 40), RADIUS), (matched, (20,), 1.2)):
+    for plan, budgets, radius in ((moved, (10, 40), RADIUS), (matched, (40,), 1.5)):
         scene = scene_of(plan)
         inputs, labels = scene.train
         rng = np.random.default_rng(0)
@@ -64,8 +66,8 @@ def test_inputs_stay_in_the_ball_and_in_the_range_and_labels_stay(
             assert 0 < change.max() <= radius + 1e-6
             assert (moves.inputs >= inputs.min(axis=0)).all()
             assert (moves.inputs <= inputs.max(axis=0)).all()
-        assert (labels[random[1].rows] == 1).all()
-    assert (scene.labels[attack_of(matched, 20).rows] == 2).all()
+        assert np.isin(labels[random[1].rows], scene.reach.classes).all()
+    assert (scene.labels[attack_of(matched, 40).rows] == 2).all()
 
 
 def test_a_valid_range_may_be_given(tmp_path: Path) -> None:
@@ -116,15 +118,18 @@ def test_planned_moves_raise_the_loss_more_than_random_ones_of_the_same_radius(
     assert record["observed"][1] > max(record["rivals"].values())
 
 
-def test_matched_rows_make_targets_be_taken_for_their_class(matched: Blueprint) -> None:
+def test_matched_rows_pull_the_targets_towards_their_class(matched: Blueprint) -> None:
     facts = sealed(matched, "verdict")
     (record,) = facts["budgets"]
-    scene = scene_of(matched)
-    logits = logits_of(matched, facts["retrainings"][:3])
-    places = matched.dataset.positions(scene.reach.targets) - matched.n_train
-    assert facts["taken"] == pytest.approx((logits[:, places].argmax(-1) == 2).mean())
-    assert record["taken"][0] > facts["taken"]
     assert record["observed"][0] > max(record["rivals"].values())
+    places = matched.dataset.positions(scene_of(matched).reach.targets) - matched.n_train
+    shares = []
+    for names, said in ((facts["retrainings"][:3], facts), (facts["retrainings"][3:6], record)):
+        logits = logits_of(matched, names)[:, places]
+        taken = (logits.argmax(axis=-1) == 2).mean()
+        assert np.atleast_1d(said["taken"])[0] == pytest.approx(taken)
+        shares.append(softmax(logits, axis=-1)[..., 2].mean())
+    assert shares[1] > shares[0]
 
 
 # --- again ----------------------------------------------------------------------------------------
@@ -140,7 +145,8 @@ def test_a_second_run_makes_nothing_again(moved: Blueprint) -> None:
 
 def test_a_killed_run_finds_its_attacks_and_trains_nothing_twice(tmp_path: Path) -> None:
     """As after a kill while the last attack was sought: it and the answer are not sealed."""
-    plan = made(tmp_path, PERTURB | {"budget = [0.05, 20]": PERTURB["budget = [0.05, 20]"]})
+    budget = 'budget = 10\nmove = "perturb"\nradius = 0.3'
+    plan = made(tmp_path, PERTURB | {"budget = [0.05, 20]": budget})
     (problem,) = plan.spec.poisonings
     facts = sealed(plan, "verdict")
     before = plan.artifacts.keys("bank")
@@ -190,7 +196,7 @@ def test_the_report_says_how_far_and_that_nothing_was_foreseen(
     assert "are taken for 'c'," in said
     assert pictures(moved)["attack-damage"].axes
     meant = dict(meaning(matched.loaded))["problem attack"]
-    assert "20 rows with moved inputs (each by at most 1.2)" in meant
+    assert "40 rows with moved inputs (each by at most 1.5)" in meant
 
 
 def test_exported_rows_hold_where_inputs_went(moved: Blueprint, tmp_path: Path) -> None:
@@ -234,11 +240,11 @@ def test_specs_that_cannot_be_are_refused(
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        (MATCH | {"method": "method", "targets": "targets", "budget = [0.05, 20]":
+        (MATCH | {"budget = [0.05, 20]":
             'budget = 90\nmove = "match"\nradius = 1\ntaken_for = "c"'},
          "rows of class 'c' that may be moved"),
         (MATCH | {"budget = [0.05, 20]":
-            'budget = 9\nmove = "match"\nradius = 1\ntaken_for = "b"'}, "are 'b' already"),
+            'budget = 9\nmove = "match"\nradius = 1\ntaken_for = "a"'}, "are 'a' already"),
         (MATCH | {"budget = [0.05, 20]":
             'budget = 9\nmove = "match"\nradius = 1\ntaken_for = "x"'}, "there is no class 'x'"),
         (PERTURB | {"stealth = 1.5": "valid = [0, 1]"}, "lie outside 0 to 1; widen valid"),
@@ -252,11 +258,14 @@ def test_what_the_rows_cannot_answer_is_refused_before_training(
 
 
 def test_words_are_not_moved_a_little(tmp_path: Path) -> None:
-    rows = [f"{word} wine,{word},{side}" for word in ("good", "bad") for side in ("train", "test")]
-    (tmp_path / "rows.csv").write_text("\n".join(["words,kind,side", *rows]))
     spec = spec_of(tmp_path, PERTURB)
-    text = spec.read_text().replace('metadata = ["vendor"]', 'text = "words"')
-    text = text.replace('build = "mlp"\noptions = { hidden = [8] }', 'build = "bag"')
+    text = spec.read_text()
+    for old, new in (
+        ('metadata = ["vendor"]', 'text = { column = "words" }'),
+        ('build = "mlp"\noptions = { hidden = [8] }', 'build = "bag"'),
+    ):
+        assert old in text
+        text = text.replace(old, new)
     spec.write_text(text)
     with pytest.raises(SpecError, match="between two words there is nothing"):
         load_spec(spec)
