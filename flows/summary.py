@@ -127,9 +127,7 @@ def _forgotten(problem: UnlearnSpec) -> str:
 
 
 def _attacked(problem: PoisonSpec) -> str:
-    amounts = (
-        f"{each:.2g}" if isinstance(each, int) else f"{each:.1%}" for each in problem.amounts
-    )
+    amounts = (f"{each:,}" if isinstance(each, int) else f"{each:.1%}" for each in problem.amounts)
     done = MOVED[problem.move]
     if problem.moves_inputs:
         done += f" (each by at most {problem.radius:g})"

@@ -142,7 +142,8 @@ def _select_conflicts(place: int, problem: SelectSpec, task: Task | None, above:
             yield from _unknown_column((place, "quotas", column), column, above)
     for number, budget in enumerate(problem.budgets):
         which = (number,) if isinstance(problem.budget, tuple) else ()
-        yield from _unknown_column((place, "budget", *which, "column"), budget.column, above)
+        if budget.column != "rows":  # which costs each row 1, and is no column of theirs
+            yield from _unknown_column((place, "budget", *which, "column"), budget.column, above)
     for option, names in (("include", problem.included), ("exclude", problem.excluded)):
         for name in names:
             yield from _unknown_set((place, option), name, above)

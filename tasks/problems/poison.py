@@ -178,6 +178,7 @@ def judge(plan: Blueprint, problem: PoisonSpec, key: str) -> Manifest:
             budgets[-1],
             [one for one in screens if one["budget"] == budget],
             suspicion.left_out,
+            copied=_copied(scene, attacks[budget]),
         ),
         "retrainings": [name for own in names.values() for name in own],
     }
@@ -227,6 +228,16 @@ def _draws(
     return frame, names
 
 
+def _copied(scene: Scene, moves: "Moves") -> int:
+    """How many of the rows that are added have the inputs of a training row."""
+    if not scene.inserts:
+        return 0
+    dataset = scene.plan.dataset
+    known = {row.tobytes() for row in np.asarray(dataset.train.inputs)}
+    added = np.asarray(dataset.inputs[scene.place_of(moves)])
+    return sum(row.tobytes() in known for row in added)
+
+
 def _compared(
     scene: Scene, record: dict[str, Any], own: Seen, clean: Seen, draws: pl.DataFrame
 ) -> dict[str, Any]:
@@ -253,4 +264,5 @@ def _compared(
         "inside_interval": low <= damage[0] <= high,
         "inside_linear": None if least is None else least <= taken[0] <= most,
         "stealth_held": None if stealth is None else lost[0] <= stealth,
+        "stealth_sure": None if stealth is None else lost[2] <= stealth,
     }

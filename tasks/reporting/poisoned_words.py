@@ -67,10 +67,15 @@ def _stealth(record: Mapping[str, Any], output: str) -> list[str]:
     if held is None:
         return []
     lost, low, high = record["observed_elsewhere"]
-    if lost <= 0:
+    if lost <= 0 and record["stealth_sure"]:
         return [f"Elsewhere the mean {output} gets no worse: the stealth held."]
-    verdict = "within the stealth" if held else "more than the stealth allows"
     interval = _interval((lost, low, high))
+    if not held:
+        verdict = "more than the stealth allows"
+    elif record["stealth_sure"]:
+        verdict = "within the stealth"
+    else:
+        verdict = "within the stealth, but its interval reaches further: more seeds would tell"
     return [f"Elsewhere the mean {output} gets worse by {interval}, {verdict}."]
 
 
@@ -78,6 +83,8 @@ def noticed(
     record: Mapping[str, Any],
     screens: Sequence[Mapping[str, Any]],
     left_out: Mapping[str, str],
+    *,
+    copied: int = 0,
 ) -> str:
     """Say what the screens would have shown of the poisoned rows of one budget.
 
@@ -85,9 +92,17 @@ def noticed(
         record: What a verdict holds of the budget.
         screens: What each screen found, the best first.
         left_out: Why a screen was not run, by its name.
+        copied: Added rows whose inputs training rows have, too.
     """
     why = "; ".join(f"'{name}' ({reason})" for name, reason in left_out.items())
-    return f"{_found(record, screens)}{f' Not run: {why}.' if why else ''}"
+    looked_up = (
+        f" {copied:,} of the {record['moves']:,} have the very inputs of training rows: who looks "
+        "copies up finds these, as `winnow screen` does."
+    )
+    return (
+        f"{_found(record, screens)}{looked_up if copied else ''}"
+        f"{f' Not run: {why}.' if why else ''}"
+    )
 
 
 def _found(record: Mapping[str, Any], screens: Sequence[Mapping[str, Any]]) -> str:

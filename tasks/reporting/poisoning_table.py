@@ -7,7 +7,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tasks.reporting.poisoning import Poisoning
+from tasks.reporting.poisoning import Budget, Poisoning
 from tasks.reporting.wording import (
     cell,
     number,
@@ -33,7 +33,14 @@ def poisoning_parts(poisoning: Poisoning) -> Iterator[RenderableType]:
     yield _text(poisoning.sentence)
     yield _text(_read(poisoning))
     yield accuracy_table(poisoning)
-    for column in dict.fromkeys(spot.column_name for spot in poisoning.weak_spots):
+    columns = dict.fromkeys(spot.column_name for spot in poisoning.weak_spots)
+    if columns and poisoning.budgets[-1].inside_linear is False:
+        yield Text()
+        yield _text(
+            "Weak spots are what clean models foresee. They did not foresee the attack above: read "
+            "the order of the values, and not how much each could do."
+        )
+    for column in columns:
         yield Text()
         yield _text(f"Where {poisoning.budgets[-1].budget:,} moves would hurt most, by {column}:")
         yield spot_table(poisoning, column)
@@ -65,10 +72,10 @@ def _asked(poisoning: Poisoning) -> str:
     )
     targets = " ".join(poisoning.targets.split())
     return (
-        f"Somebody {does[poisoning.move]} {budgets} of {poisoning.n_movable:,} rows{far}, to make "
-        f"the outputs of {poisoning.n_targets:,} test rows worse{aim} ({targets}).{bound} Damage "
-        f"is the rise of their mean loss from {poisoning.loss:.2f} nats, with 95 % intervals, "
-        "beside the 95th percentile of random moves anywhere, and inside the classes of the "
+        f"Somebody {does[poisoning.move]} at most {budgets} of {poisoning.n_movable:,} rows{far}, "
+        f"to make the outputs of {poisoning.n_targets:,} test rows worse{aim} ({targets}).{bound} "
+        f"Damage is the rise of their mean loss from {poisoning.loss:.2f} nats, with 95 % "
+        "intervals, beside the 95th percentile of random moves anywhere, and inside the classes of the "
         "targets."
     )
 
@@ -80,7 +87,7 @@ def budget_table(poisoning: Poisoning) -> Table:
         table.add_column(heading, justify="right", no_wrap=True)
     for each in poisoning.budgets:
         cells = (
-            f"{each.budget:,}",
+            _moves(each),
             plain_interval(each.predicted),
             plain_interval(each.observed),
             number(each.random_p95, ".2f"),
@@ -88,6 +95,12 @@ def budget_table(poisoning: Poisoning) -> Table:
         )
         table.add_row(*texts(*cells), style="bold" if each.exceeds else "")
     return table
+
+
+def _moves(attack: Budget) -> str:
+    """How many moves there are, and how many there might be where more would do less."""
+    of = "" if attack.moves == attack.budget else f" of {attack.budget:,}"
+    return f"{attack.moves:,}{of}"
 
 
 def accuracy_table(poisoning: Poisoning) -> Table:
@@ -104,7 +117,7 @@ def accuracy_table(poisoning: Poisoning) -> Table:
     table.add_row(*texts("none", *(f"{share:.1f}" for share in before), ""))
     for each in poisoning.budgets:
         shares = (percent(each.accuracy), percent(each.accuracy_elsewhere))
-        cells = (f"{each.budget:,}", *shares, plain_interval(each.observed_elsewhere))
+        cells = (_moves(each), *shares, plain_interval(each.observed_elsewhere))
         table.add_row(*texts(*cells))
     return table
 
@@ -147,8 +160,8 @@ def screen_table(poisoning: Poisoning) -> Table:
     table = _table()
     table.add_column("screen")
     budgets = [each.budget for each in poisoning.budgets]
-    for budget in budgets:
-        table.add_column(f"found of {budget:,}", justify="right", no_wrap=True)
+    for each in poisoning.budgets:
+        table.add_column(f"found of {each.moves:,}", justify="right", no_wrap=True)
         table.add_column("AUROC", justify="right", no_wrap=True)
     found = {(each.budget, each.screen): each for each in poisoning.screens}
     last = [each for each in poisoning.screens if each.budget == budgets[-1]]

@@ -185,7 +185,10 @@ def test_the_report_says_how_far_and_that_nothing_was_foreseen(
 ) -> None:
     findings = read_findings(moved.workspace.published)
     words = " ".join(summary_text(findings).split())
-    assert "moves the inputs of 10 or 40 of 200 rows, each input by at most 0.6, to make" in words
+    assert (
+        "moves the inputs of at most 10 or 40 of 200 rows, each input by at most 0.6, to make"
+        in words
+    )
     assert "40 rows with moved inputs raise the mean loss of 20 targets by" in words
     assert "What moved inputs do has no linear prediction." in words
     assert "would hurt most" not in words
