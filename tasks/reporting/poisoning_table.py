@@ -75,8 +75,8 @@ def _asked(poisoning: Poisoning) -> str:
         f"Somebody {does[poisoning.move]} at most {budgets} of {poisoning.n_movable:,} rows{far}, "
         f"to make the outputs of {poisoning.n_targets:,} test rows worse{aim} ({targets}).{bound} "
         f"Damage is the rise of their mean loss from {poisoning.loss:.2f} nats, with 95 % "
-        "intervals, beside the 95th percentile of random moves anywhere, and inside the classes of the "
-        "targets."
+        "intervals, beside the 95th percentile of random moves anywhere, and inside the classes of "
+        "the targets."
     )
 
 
