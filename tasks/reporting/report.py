@@ -142,7 +142,7 @@ def _headline(findings: Findings) -> RenderableType:
     if findings.device:
         parts.append(findings.device)
     if findings.seconds is not None:
-        parts.append(duration(findings.seconds))
+        parts.append(f"{duration(findings.seconds)} from the rows to the ledger")
     name = Text(printable(findings.spec_name), style="bold")
     status = "" if findings.status in ("", "done", "committed", "ok") else f" ({findings.status})"
     return Text.assemble(name, f"  run {findings.run_id}{status}\n", "; ".join(parts))
