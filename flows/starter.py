@@ -39,6 +39,9 @@ name = "trak"
 method = "trak"                      # `winnow methods` lists them
 projection = {{ kind = "sparse", dim = 1024 }}
 
+# Other kinds of problem: "unlearn" (rows that must go), "poison" (what could a few rows do),
+# "screen" (which new rows may come in), "debug" and "trace" (why does it say that), "value" (what
+# is a source worth). README.md and docs/ have an example of each.
 [[problem]]
 name = "clean"
 kind = "select"                      # which rows to keep ...
