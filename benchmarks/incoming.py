@@ -20,6 +20,7 @@ from sklearn.datasets import load_digits
 
 from attribution.streams import Purpose, stream
 from optimize.defence import arrivals
+from schemas.spec import ScreenSpec
 from tasks.bank import extend_bank, pending_chunks, states_of
 from tasks.blueprint import Blueprint
 from tasks.featurize import featurize_shard, pending_features
@@ -28,7 +29,6 @@ from tasks.preflight import open_job, preflight
 from tasks.score import score
 from tasks.screening.batches import read_batch
 from tasks.screening.evidence import gather, loss_models, losses_of
-from tasks.screening.inbox import screen_named
 
 TRUSTED, TESTED, BATCH = 600, 300, 200
 RATES, RATE = (0.01, 0.02, 0.05), 0.01
@@ -77,7 +77,7 @@ def places(plan: Blueprint, rows: pl.DataFrame) -> tuple[dict[str, np.ndarray], 
     """Every screen's places of a batch, and those of losses if models counted for all rows."""
     path = plan.loaded.path.with_name("batch.csv")
     rows.write_csv(path)
-    batch, problem = read_batch(plan, path), screen_named(plan.loaded)
+    batch, problem = read_batch(plan, path), plan.spec.problem_of(ScreenSpec)
     found = {name: seen.places for name, seen in gather(plan, problem, batch).standings.items()}
     states, train = states_of(plan, loss_models(plan)[1]), plan.dataset.train
     naive = arrivals.standing(

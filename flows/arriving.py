@@ -20,7 +20,6 @@ from tasks.screening.inbox import (
     answers,
     checked_key,
     inbox_files,
-    screen_named,
     screening_key,
     waiting,
 )
@@ -45,7 +44,7 @@ def answer_batch(
         RequestError: The batch, the spec or its problem cannot be used.
         WinnowError: Whatever the flow ends with.
     """
-    asked = screen_named(loaded, problem)
+    asked = loaded.spec.problem_of(ScreenSpec, problem)
     artifacts, path = Artifacts(workspace.artifacts), path.resolve()
     verify = verify or asked.verify
     if waiting(loaded, artifacts, asked, [path], verify=verify):
@@ -72,7 +71,7 @@ def answer_inbox(
         RequestError: The spec or its problem cannot be used.
         WinnowError: Some batch cannot be used; the others are answered.
     """
-    asked = screen_named(loaded, problem)
+    asked = loaded.spec.problem_of(ScreenSpec, problem)
     files = inbox_files(loaded, asked)
     verify = verify or asked.verify
     todo = waiting(loaded, Artifacts(workspace.artifacts), asked, files, verify=verify)
@@ -92,7 +91,7 @@ def list_batches(
     loaded: LoadedSpec, workspace: Workspace, *, problem: str | None, as_json: bool
 ) -> None:
     """Print every batch that was answered or waits, and how it stands; nothing is read in."""
-    asked = screen_named(loaded, problem)
+    asked = loaded.spec.problem_of(ScreenSpec, problem)
     artifacts = Artifacts(workspace.artifacts)
     rows = []
     for each in answers(loaded, artifacts, asked):

@@ -5,9 +5,9 @@ from pathlib import Path
 from flows import terminal
 from flows.plan import sealed_blueprint
 from schemas.errors import NotFound
-from schemas.spec import LoadedSpec
+from schemas.spec import LoadedSpec, PoisonSpec
 from store.workspace import Workspace
-from tasks.export import poisoning_named, write_poisoned
+from tasks.export import write_poisoned
 
 
 def export_poisoned(
@@ -22,5 +22,5 @@ def export_poisoned(
     plan = sealed_blueprint(loaded, workspace)
     if plan is None:
         raise NotFound(f"{loaded.spec.name} has not been run yet; `winnow run` solves its problems")
-    for path in write_poisoned(plan, poisoning_named(plan, problem), folder):
+    for path in write_poisoned(plan, plan.spec.problem_of(PoisonSpec, problem), folder):
         terminal.say(f"wrote {path}: poisoned rows, never to train on")

@@ -14,7 +14,7 @@ from tasks.preflight import open_job
 from tasks.score import score
 from tasks.screening.answer import conclude_batch, refused, screen_batch
 from tasks.screening.check import check_screening
-from tasks.screening.inbox import inbox_files, screen_named, waiting
+from tasks.screening.inbox import inbox_files, waiting
 from tasks.train import train
 
 
@@ -45,7 +45,7 @@ def arrivals(job: Job, batches: list[str] | None, name: str | None, verify: bool
     with recording_job(job):
         job = ingest_rows(job)
         plan = blueprint(job)
-        asked = screen_named(plan.loaded, name)
+        asked = plan.spec.problem_of(ScreenSpec, name)
         files = inbox_files(plan.loaded, asked) if batches is None else list(map(Path, batches))
         verify = verify or asked.verify
         todo = waiting(plan.loaded, plan.artifacts, asked, files, verify=verify)

@@ -11,7 +11,7 @@ import json
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar, get_args
 
 from pydantic import (
     AfterValidator,
@@ -29,8 +29,8 @@ from schemas.agreement import (
     verdict_conflicts,
 )
 from schemas.complaints import complaints
-from schemas.errors import SpecError
-from schemas.frozen import Frozen, Name, refusal, refuse
+from schemas.errors import NotFound, SpecError
+from schemas.frozen import Frozen, Name, nearest, refusal, refuse
 from schemas.methods import (
     AttributionSpec,
     RunMethodSpec,
@@ -81,6 +81,9 @@ def _with_default_sets(sets: Any) -> Any:
     return sets
 
 
+Asked = TypeVar("Asked", PoisonSpec, ScreenSpec, UnlearnSpec)
+
+
 class CurationSpec(Frozen):
     """One TOML file: what is asked of which data, and how the answer is checked."""
 
@@ -127,6 +130,28 @@ class CurationSpec(Frozen):
     def decision_named(self, name: str) -> DecisionSpec:
         """The problem of that name."""
         return next(problem for problem in self.decisions if problem.name == name)
+
+    def problem_of(self, kind: type[Asked], name: str | None = None) -> Asked:
+        """The problem of a kind, as named, or the only one there is.
+
+        Raises:
+            NotFound: There is none, none of that name, or there are several and none was named.
+        """
+        word = str(get_args(kind.model_fields["kind"].annotation)[0])
+        known = {each.name: each for each in self.problem if isinstance(each, kind)}
+        if not known:
+            raise NotFound(
+                f"{self.name} has no problem of kind '{word}'; add a [[problem]] with "
+                f"kind = '{word}'"
+            )
+        if name is None and len(known) > 1:
+            raise NotFound(
+                f"{self.name} has {len(known)} problems of kind '{word}'; name one with --problem"
+                f"{nearest('', known)}"
+            )
+        if name is not None and name not in known:
+            raise NotFound(f"there is no problem '{name}' of kind '{word}'{nearest(name, known)}")
+        return known[name or next(iter(known))]
 
     @property
     def selections(self) -> tuple[SelectSpec, ...]:

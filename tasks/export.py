@@ -14,22 +14,6 @@ from tasks.problems.shape import SOLUTION
 PREFIX = "poisoned"
 
 
-def poisoning_named(plan: Blueprint, name: str | None) -> PoisonSpec:
-    """A problem of kind poison, by its name where there are several.
-
-    Raises:
-        NotFound: There is none of that name, or none.
-        RequestError: There are several, and no name.
-    """
-    known = {problem.name: problem for problem in plan.spec.poisonings}
-    if not known or (name is not None and name not in known):
-        asked = "" if name is None else f" '{name}'"
-        raise NotFound(f"{plan.spec.name} has no problem{asked} of kind 'poison'; add one, run it")
-    if name is None and len(known) > 1:
-        raise RequestError(f"there are several: {', '.join(known)}; say --problem NAME")
-    return next(iter(known.values())) if name is None else known[name]
-
-
 def write_poisoned(plan: Blueprint, problem: PoisonSpec, folder: Path) -> list[Path]:
     """Write the poisoned rows of each budget as a Parquet file that says so in its name.
 

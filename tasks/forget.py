@@ -13,7 +13,6 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from schemas.errors import InfeasibleProblem, NotFound
-from schemas.frozen import nearest
 from schemas.manifest import Manifest
 from schemas.spec import UnlearnSpec
 from schemas.unlearning import ForgetRequest
@@ -38,28 +37,6 @@ from tasks.unlearning.copies import Copies, copies_that_stay, with_copies
 from tasks.unlearning.handover import handed_place
 
 
-def problem_named(plan: Blueprint, name: str | None) -> UnlearnSpec:
-    """The problem that answers requests: as named, or the only one there is.
-
-    Raises:
-        NotFound: The spec has no such problem, or has several and none was named.
-    """
-    known = {problem.name: problem for problem in plan.spec.unlearnings}
-    if not known:
-        raise NotFound(
-            f"{plan.spec.name} has no problem that forgets; add a [[problem]] with "
-            "kind = 'unlearn', which says how"
-        )
-    if name is None and len(known) > 1:
-        raise NotFound(
-            f"{plan.spec.name} has {len(known)} problems that forget; name one with --problem"
-            f"{nearest('', known)}"
-        )
-    if name is not None and name not in known:
-        raise NotFound(f"there is no problem '{name}' that forgets{nearest(name, known)}")
-    return known[name or next(iter(known))]
-
-
 def record_request(
     job: Job, *, where: str, note: str, problem: str | None, copies: bool = False
 ) -> ForgetRequest:
@@ -78,7 +55,7 @@ def record_request(
         InfeasibleProblem: Together with all earlier requests no row would stay.
     """
     plan = blueprint(job)
-    asked = problem_named(plan, problem)
+    asked = plan.spec.problem_of(UnlearnSpec, problem)
     ids = training_ids(plan.dataset, where, name="--where")
     places = plan.dataset.positions(ids)
     if copies:
@@ -109,7 +86,7 @@ def record_request(
 
 def request_copies(plan: Blueprint, request: ForgetRequest, *, upto: int) -> Copies:
     """Copies of a request's rows that stay, now that all requests up to one are recorded."""
-    problem = problem_named(plan, request.problem)
+    problem = plan.spec.problem_of(UnlearnSpec, request.problem)
     asked = np.zeros(plan.n_train, dtype=bool)
     digests, ids = plan.data.digests[: plan.n_train], plan.dataset.train.example_ids
     asked[list(rows_named([request], digests, ids))] = True
@@ -182,7 +159,7 @@ def conclude(job: Job) -> Manifest:
 
 
 def _conclude(plan: Blueprint, request: ForgetRequest) -> Manifest:
-    problem = problem_named(plan, request.problem)
+    problem = plan.spec.problem_of(UnlearnSpec, request.problem)
     gone = plan.problems.forgotten(problem)
     if not gone.any():
         raise NotFound(

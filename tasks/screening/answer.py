@@ -31,7 +31,7 @@ from tasks.reporting.screening import entry_of, text_of
 from tasks.reporting.tracking import log_entry
 from tasks.screening.batches import Batch, batch_digest, read_batch
 from tasks.screening.evidence import Evidence, gather
-from tasks.screening.inbox import RECEIPT, STAGE, VERSION, screen_named, screening_key
+from tasks.screening.inbox import RECEIPT, STAGE, VERSION, screening_key
 from tasks.screening.reasons import Reason, reasons_of
 
 ACCEPTED_FILE, QUARANTINED_FILE = "accepted.parquet", "quarantined.parquet"
@@ -44,7 +44,7 @@ ROW_COLUMN, REASONS_COLUMN = "batch_row", "reasons"
 def screen_batch(job: Job, name: str, path: Path) -> Manifest:
     """Decide which rows of a batch to let in, unless that is sealed."""
     plan = blueprint(job)
-    problem = screen_named(plan.loaded, name)
+    problem = plan.spec.problem_of(ScreenSpec, name)
     digest = batch_digest(path)
     key = screening_key(plan.loaded, problem, digest)
     return plan.artifacts.find(STAGE, key) or _screen(plan, problem, key, path, digest)

@@ -26,7 +26,7 @@ from tasks.progress import advance
 from tasks.screening.answer import answer_of
 from tasks.screening.batches import Batch, read_batch
 from tasks.screening.evidence import predicted_changes
-from tasks.screening.inbox import CHECK, VERSION, checked_key, screen_named
+from tasks.screening.inbox import CHECK, VERSION, checked_key
 
 TRUSTED, ACCEPTED, BATCH, RANDOM = "trusted", "accepted", "batch", "random"
 
@@ -51,7 +51,7 @@ def _check(plan: Blueprint, screening: Manifest, key: str, path: Path) -> Manife
         raise DataError(f"batch {path} has changed since it was screened; screen it again")
     rows = answer_of(plan.artifacts, screening)["rows"]
     accepted = np.array([row["accepted"] for row in rows])
-    problem = screen_named(plan.loaded, str(screening.facts["problem"]))
+    problem = plan.spec.problem_of(ScreenSpec, str(screening.facts["problem"]))
     suffix, seeds = arm_seeds(plan, plan.spec.verdict.seeds)
     masks = arms_of(batch.known, accepted, len(seeds), plan.spec.seed, suffix)
     advance(CHECK, 0, len(masks) * len(seeds), "models")

@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from schemas.errors import NotFound
-from schemas.frozen import nearest
 from schemas.manifest import Manifest
 from schemas.spec import LoadedSpec, ScreenSpec
 from store.artifacts import Artifacts, artifact_key
@@ -16,28 +15,6 @@ from tasks.screening.batches import batch_digest
 
 STAGE, CHECK, RECEIPT = "screening", "screen-check", "screened"
 VERSION = 1
-
-
-def screen_named(loaded: LoadedSpec, name: str | None = None) -> ScreenSpec:
-    """The problem of kind screen by that name, or the only one.
-
-    Raises:
-        NotFound: There is none, or there are several and none is named.
-    """
-    known = {problem.name: problem for problem in loaded.spec.screens}
-    if not known:
-        raise NotFound(
-            f"{loaded.spec.name} screens nothing; add a [[problem]] with kind = 'screen', which "
-            "says by what"
-        )
-    if name is None and len(known) > 1:
-        raise NotFound(
-            f"{loaded.spec.name} has {len(known)} problems that screen; name one with --problem"
-            f"{nearest('', known)}"
-        )
-    if name is not None and name not in known:
-        raise NotFound(f"there is no problem '{name}' that screens{nearest(name, known)}")
-    return known[name or next(iter(known))]
 
 
 def inbox_files(loaded: LoadedSpec, problem: ScreenSpec) -> list[Path]:

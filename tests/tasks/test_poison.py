@@ -17,7 +17,7 @@ from schemas.spec import PoisonSpec, load_spec
 from store.connect import run_sql
 from tasks.bank import logits_of, outputs_of
 from tasks.blueprint import Blueprint
-from tasks.export import poisoning_named, write_poisoned
+from tasks.export import write_poisoned
 from tasks.job import blueprint
 from tasks.outbox import pictures
 from tasks.poisoning.attacks import PREDICTING, _chosen, find_attacks, harms
@@ -444,7 +444,7 @@ def test_a_spec_says_what_is_attacked(plan: Blueprint) -> None:
 
 
 def test_poisoned_rows_are_written_under_names_that_say_so(plan: Blueprint, tmp_path: Path) -> None:
-    problem = poisoning_named(plan, None)
+    problem = plan.spec.problem_of(PoisonSpec)
     before = plan.loaded.path.with_name("rows.csv").read_bytes()
     first, second = write_poisoned(plan, problem, tmp_path / "out")
     assert [first.name, second.name] == [
@@ -462,7 +462,7 @@ def test_poisoned_rows_are_written_under_names_that_say_so(plan: Blueprint, tmp_
     with pytest.raises(RequestError, match="must not touch"):
         write_poisoned(plan, problem, plan.loaded.path.with_name("rows.csv"))
     with pytest.raises(NotFound, match="no problem 'attak' of kind 'poison'"):
-        poisoning_named(plan, "attak")
+        plan.spec.problem_of(PoisonSpec, "attak")
 
 
 # --- what is refused ------------------------------------------------------------------------------

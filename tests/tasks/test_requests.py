@@ -192,7 +192,7 @@ def test_a_spec_that_forgets_nothing_answers_no_request(tmp_path: Path) -> None:
     text = written(tmp_path).read_text()
     spec = tmp_path / "wines.toml"
     spec.write_text(re.sub(r"\[\[problem\]\].*?(?=\[verdict\])", "", text, flags=re.DOTALL))
-    with pytest.raises(NotFound, match="has no problem that forgets"):
+    with pytest.raises(NotFound, match="has no problem of kind 'unlearn'"):
         ask(opened(spec, tmp_path), "LIMIT 1")
 
 

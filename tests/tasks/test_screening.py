@@ -11,7 +11,7 @@ from scipy.stats import betabinom
 
 from schemas.errors import DataError, InfeasibleProblem, NotFound, RequestError
 from schemas.manifest import Manifest
-from schemas.spec import load_spec
+from schemas.spec import ScreenSpec, load_spec
 from store.connect import run_sql
 from tasks.job import Job, blueprint
 from tasks.preflight import open_job, preflight
@@ -19,7 +19,7 @@ from tasks.screening.answer import answer_of, conclude_batch, screen_batch
 from tasks.screening.batches import read_batch
 from tasks.screening.check import arms_of, check_screening, sentence_of
 from tasks.screening.evidence import Evidence, gather
-from tasks.screening.inbox import answers, inbox_files, screen_named, waiting
+from tasks.screening.inbox import answers, inbox_files, waiting
 from tasks.screening.reasons import reasons_of
 from tests.tasks.arriving import mislabelled, stones, written
 from tests.tasks.pipeline import run_stages
@@ -119,7 +119,7 @@ def test_of_untouched_rows_each_screen_holds_up_its_declared_share(
     """Trusted rows are a sample too: the share beyond k of n of them is Beta(k, n + 1 - k)."""
     plan, n = blueprint(job), 1_500
     path = put(tmp_path, stones(np.random.default_rng(4), n))
-    evidence = gather(plan, screen_named(plan.loaded), read_batch(plan, path))
+    evidence = gather(plan, plan.spec.problem_of(ScreenSpec), read_batch(plan, path))
     assert set(evidence.standings) == {"loss", "neighbours", "harm", "self_influence", "group"}
     for name, seen in evidence.standings.items():
         assert seen.n_trusted > 0.95 * plan.n_train
@@ -169,7 +169,7 @@ def test_copies_are_let_in_where_the_spec_says_so_but_not_under_another_label(
     job: Job, planted: Path
 ) -> None:
     plan = blueprint(job)
-    problem = screen_named(plan.loaded).model_copy(update={"copies": "accept"})
+    problem = plan.spec.problem_of(ScreenSpec).model_copy(update={"copies": "accept"})
     batch = read_batch(plan, planted)
     nothing = Evidence(known=batch.known, standings={})
     found = reasons_of(plan, problem, batch, nothing)[124:]
@@ -250,8 +250,12 @@ def test_a_batch_is_answered_once_whatever_its_file_is_called(job: Job, planted:
     again.write_bytes(planted.read_bytes())
     assert screened(job, again) == first
     loaded = load_spec(job.spec)
-    other = screen_named(loaded).model_copy(
-        update={"quarantine": screen_named(loaded).quarantine.model_copy(update={"loss": 0.1})}
+    other = loaded.spec.problem_of(ScreenSpec).model_copy(
+        update={
+            "quarantine": loaded.spec.problem_of(ScreenSpec).quarantine.model_copy(
+                update={"loss": 0.1}
+            )
+        }
     )
     artifacts = blueprint(job).artifacts
     assert len(waiting(loaded, artifacts, other, [planted, again], verify=False)) == 1
@@ -266,7 +270,7 @@ def test_an_inbox_may_have_folders_of_its_own(tmp_path: Path, absolute: bool) ->
     for name in names:
         (tmp_path / name).write_text("width\n")
     loaded = load_spec(spec)
-    found = inbox_files(loaded, screen_named(loaded))
+    found = inbox_files(loaded, loaded.spec.problem_of(ScreenSpec))
     assert [path.relative_to(tmp_path).as_posix() for path in found] == [names[0], names[2]]
 
 
@@ -274,7 +278,7 @@ def test_an_answer_that_was_interrupted_is_concluded_and_not_made_again(
     job: Job, tmp_path: Path
 ) -> None:
     plan = blueprint(job)
-    problem = screen_named(plan.loaded)
+    problem = plan.spec.problem_of(ScreenSpec)
     path = put(tmp_path, stones(np.random.default_rng(9), 30))
     first = screened(job, path)  # and then the process is killed
     assert waiting(plan.loaded, plan.artifacts, problem, [path], verify=False) == [path]
@@ -341,7 +345,7 @@ def test_retraining_says_that_holding_up_wrong_labels_helps(job: Job, tmp_path: 
         plan.workspace.published, f"SELECT arm FROM screening_arms {where} ORDER BY place"
     )
     assert [row[0] for row in stored.rows] == list(arms)
-    problem = screen_named(plan.loaded)
+    problem = plan.spec.problem_of(ScreenSpec)
     assert waiting(plan.loaded, plan.artifacts, problem, [path], verify=True) == []
 
 
@@ -500,9 +504,9 @@ def test_a_spec_that_screens_nothing_says_how_to(tmp_path: Path) -> None:
     spec = written(tmp_path)
     spec.write_text(re.sub(r"\[\[problem\]\].*?(?=\[verdict\])", "", spec.read_text(), flags=re.S))
     with pytest.raises(NotFound, match="add a \\[\\[problem\\]\\] with kind = 'screen'"):
-        screen_named(load_spec(spec))
+        load_spec(spec).spec.problem_of(ScreenSpec)
     with pytest.raises(NotFound, match="did you mean 'gate'"):
-        screen_named(load_spec(written(tmp_path)), "gates")
+        load_spec(written(tmp_path)).spec.problem_of(ScreenSpec, "gates")
 
 
 def test_a_run_has_nothing_to_solve_for_a_screen(job: Job) -> None:
