@@ -24,7 +24,7 @@ from tasks.screening.inbox import (
     waiting,
 )
 
-COLUMNS = ("batch", "rows", "accepted", "quarantined", "at most", "screened", "state")
+COLUMNS = ("batch", "rows", "accepted", "quarantined", "expected", "screened", "state")
 
 
 def answer_batch(
@@ -103,7 +103,7 @@ def list_batches(
                 "rows": facts["n_rows"],
                 "accepted": facts["accepted"],
                 "quarantined": facts["quarantined"],
-                "at most": round(float(facts["expected"]), 1),
+                "expected": round(float(facts["expected"]), 1),
                 "screened": facts["screened_at"],
                 "state": "checked" if checked else "answered",
                 "accepted_file": facts["accepted_file"],
